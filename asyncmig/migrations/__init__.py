@@ -52,6 +52,7 @@ customer (`Parked.attention`) unless the options decide.
 **Secrets** (signed URLs, credentials, links of exports) appear in no repr, error, event or log.
 """
 
+from asyncmig.migrations.answers import CredentialsNeeded, Questions
 from asyncmig.migrations.catalog import Column, Migrations
 from asyncmig.migrations.connections import WORKBOOK, SourceConnection
 from asyncmig.migrations.expected import Downloaded, Flagged, RowFilter
@@ -61,10 +62,9 @@ from asyncmig.migrations.log import Log, LogAudit, LogCovers, LogOutcome, LogRun
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.operation import StartPoint
 from asyncmig.migrations.previews import InvalidCell, Preview, PreviewSheet
-from asyncmig.migrations.runs import Run
+from asyncmig.migrations.runs import Result, Run
 from asyncmig.migrations.starts import Noted, active_run_id
 from asyncmig.migrations.thread import Event, Include
-from asyncmig.migrations.tracker import CredentialsNeeded, Questions, Result
 from asyncmig.migrations.uploads import ToUpload, Uploaded
 from asyncmig.migrations.wire import (
     Connection,

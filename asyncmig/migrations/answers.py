@@ -1,14 +1,66 @@
-"""What is known before an answer is sent to a blocked run, and the checks of answers and credentials."""
+"""What a blocked run asks, and the answers to it, each sent exactly once.
 
+An answer has no key, and a blind repeat could answer the next questions. So the run is read before each attempt that
+may be a repeat. An answer whose response was lost is sent again only if the run still asks exactly the same.
+"""
+
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
+import msgspec
+
+from asyncmig._core.endpoint import Repeat
+from asyncmig._core.retry import Doubt
 from asyncmig._core.secrets import HidesSecrets, json_secrets
+from asyncmig._io.attempts import RetryableFailure
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
 from asyncmig.customers.questions import Custom
-from asyncmig.errors import InvalidInput
-from asyncmig.migrations.wire import AnswerBody, Question, RunState
+from asyncmig.errors import Conflict, InvalidInput
+from asyncmig.migrations import routes
+from asyncmig.migrations.operation import LAG, block_of
+from asyncmig.migrations.thread import last_sequence
+from asyncmig.migrations.wire import AnswerBody, CredentialRequest, Question, RunStarted, RunState
 
-__all__ = ["AnswerNoted", "AnswerPoint", "checked_answers", "checked_secrets"]
+__all__ = [
+    "AnswerNoted",
+    "AnswerPoint",
+    "CredentialsNeeded",
+    "Questions",
+    "checked_answers",
+    "checked_secrets",
+    "not_sent",
+    "send_answer",
+]
+
+_NOT_LISTENING, _LONGEST_PAUSE = 10.0, 60.0
+"""Seconds before an answer is sent again because the agent was not listening yet; they double each time."""
+_CHECKED = {each: replace(each, repeat=Repeat.ALWAYS) for each in (routes.ANSWER, routes.SUBMIT_CREDENTIALS)}
+"""The endpoints of `send_answer`, which checks the run before each repeat."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What a blocked run asks."""
+
+    questions: tuple[Question, ...]
+    reason: str | None = None
+    """Why it is blocked, as the server says. With an unknown reason and no questions, only a person can help."""
+    asked_again: bool = False
+    """Whether the run asks exactly this again after an accepted answer. Another answer may not help."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsNeeded:
+    """Which credentials a blocked run waits for."""
+
+    request: CredentialRequest
+    asked_again: bool = False
+    """Whether the credentials were submitted and rejected."""
 
 
 class AnswerPoint(HidesSecrets, frozen=True, kw_only=True):
@@ -75,3 +127,66 @@ def _value(question: Question, choice: str | Custom) -> str:
         hint = "; use Custom(...) for your own text" if question.allow_custom else ""
         raise InvalidInput(field, text, f"is not one of {labels}{hint}")
     return by_id[0]
+
+
+async def send_answer(
+    context: SessionContext,
+    call: Call,
+    shown: RunState,
+    *,
+    since: int,
+    is_stale: Callable[[], bool],
+    read: Callable[[], Awaitable[RunState | None]],
+    noted: AnswerNoted | None,
+) -> int:
+    """Send the answer to the block in `shown`. Return the last sequence of the thread before it; `since` at least.
+
+    `is_stale`: says whether the last reading of the run is too old. `read`: reads the run. Raises as `Run.answer`.
+    """
+    call = msgspec.structs.replace(call, endpoint=_CHECKED[call.endpoint])
+    after = await last_sequence(context, call.ids["id"], since)
+    attempts = context.caller.repeated(call.endpoint, call.ids, loggable_body=call.loggable_body)
+
+    async def is_shown() -> bool:
+        state = await read()
+        return state is not None and block_of(state) == block_of(shown)
+
+    async def is_unanswered() -> bool:
+        """Return whether the run waits for an answer that was in doubt: then it is sent once more."""
+        if not await is_shown():
+            return False
+        if await last_sequence(context, call.ids["id"], after) == after:
+            return True
+        await asyncio.sleep(LAG)  # the events may be from before the answer, and the block an old reading
+        return await is_shown()
+
+    async def before() -> None:
+        """Read the run again: the slot may have taken an hour, and an earlier attempt may have arrived late."""
+        if (is_stale() or attempts.attempt > 1) and not await is_shown():
+            raise not_sent("the run now asks something else")
+        if noted is not None and not attempts.doubts:
+            await noted(AnswerPoint(shown=msgspec.structs.replace(shown, answers=None), after=after))
+
+    while True:
+        async with attempts:
+            try:
+                await context.caller.attempt(call, RunStarted, attempts, before=before)
+            except RetryableFailure as failure:
+                if failure.doubt is not Doubt.MAYBE:
+                    raise
+                if await is_unanswered():
+                    unknown = attempts.unknown(str(failure.error))
+                    unknown.__cause__ = failure.error
+                    raise RetryableFailure(unknown, retry_after=failure.retry_after) from failure
+            except Conflict as error:
+                if await is_shown():  # the agent is not listening yet
+                    pause = min(_LONGEST_PAUSE, _NOT_LISTENING * 2.0 ** (attempts.attempt - 1))
+                    raise RetryableFailure(error, Doubt.NOT_SENT, retry_after=pause) from error
+                if not attempts.doubts:
+                    raise
+            return after
+
+
+def not_sent(reason: str) -> Conflict:
+    """Return the error for an answer that does not fit what the run asks now."""
+    return Conflict(routes.ANSWER.method, routes.ANSWER.template, 409, f"not sent: {reason}")

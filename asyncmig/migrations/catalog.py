@@ -13,11 +13,10 @@ from asyncmig.customers.catalog import ColumnSpec, Link, checked_id, named
 from asyncmig.customers.spec import check_external_id
 from asyncmig.errors import InvalidInput, NotFound, UnexpectedReply
 from asyncmig.migrations import routes
-from asyncmig.migrations.access import explained
 from asyncmig.migrations.knowledge import Knowledge
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.state import ClientState
+from asyncmig.migrations.state import ClientState, explained
 from asyncmig.migrations.wire import (
     MigrationBody,
     MigrationCreated,
@@ -219,7 +218,7 @@ class Migrations:
         except UnexpectedReply as error:
             raise await explained(self._context, error) from None
         info, is_new = created.migration, status == 201
-        self._context.kept(ClientState).of(self._context, info.id).created()
+        self._context.kept(ClientState).of(self._context, info.id).created(self._context.poller.now())
         return Migration(
             self._context,
             info.id,

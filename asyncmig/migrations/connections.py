@@ -13,7 +13,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import checked_secrets
-from asyncmig.migrations.state import ClientState
+from asyncmig.migrations.state import ClientState, once_known
 from asyncmig.migrations.wire import Connection, ConnectionBody, ConnectionReply, Deleted
 
 __all__ = ["WORKBOOK", "SourceConnection"]
@@ -67,8 +67,8 @@ class SourceConnection:
             secrets=tuple(secrets_of(secrets)) if secrets else (),
         )
         shared = self._context.kept(ClientState).of(self._context, self._ids["id"])
-        saved = await shared.soon(partial(self._context.caller.call, call, ConnectionReply))
-        return saved.source_connection
+        save = partial(self._context.caller.call, call, ConnectionReply)
+        return (await once_known(save, until=shared.known_by)).source_connection
 
     @checked_call
     async def read(

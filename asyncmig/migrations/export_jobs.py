@@ -34,7 +34,7 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.migrations import routes
-from asyncmig.migrations.access import explained
+from asyncmig.migrations.state import explained
 from asyncmig.migrations.wire import ExportBody, ExportState
 from asyncmig.transfers.csv_records import RecordCounter
 

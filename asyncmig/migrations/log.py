@@ -8,7 +8,10 @@ from msgspec import Struct, field
 
 from asyncmig._core.decode import Unreadable, decode
 from asyncmig._core.lifecycle import HasStatus
+from asyncmig._io.call import Call
+from asyncmig._io.context import SessionContext
 from asyncmig.errors import Conflict
+from asyncmig.migrations.routes import READ_LOG
 
 __all__ = [
     "Log",
@@ -17,6 +20,7 @@ __all__ = [
     "LogOutcome",
     "LogRun",
     "LogSheet",
+    "read_log",
     "retry_after_of",
     "settled",
     "status_of",
@@ -110,6 +114,11 @@ def retry_after_of(error: Conflict) -> float:
     except Unreadable:
         wait = None
     return min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, _PAUSE if wait is None else wait))
+
+
+async def read_log(context: SessionContext, migration_id: str) -> Log:
+    """Return the log; one request. Raises `Conflict` while it is not settled."""
+    return await context.caller.call(Call(endpoint=READ_LOG, ids={"id": migration_id}), Log)
 
 
 async def settled(read: Callable[[], Awaitable[T]], *, wait: bool) -> T:

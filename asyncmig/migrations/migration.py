@@ -20,15 +20,14 @@ from asyncmig.migrations.downloads import Fetch, download
 from asyncmig.migrations.expected import Downloaded, RowFilter
 from asyncmig.migrations.export_jobs import ExportJob, start_export
 from asyncmig.migrations.knowledge import Knowledge
-from asyncmig.migrations.log import Log, settled
+from asyncmig.migrations.log import Log, read_log, settled
 from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.sheets import checked_fields, chosen_sheets, find_sheets
 from asyncmig.migrations.starts import Noted, Starter
 from asyncmig.migrations.state import ClientState, MigrationState
-from asyncmig.migrations.thread import BEGINNING, Done, Event, Include, ThreadReader, checked_include
-from asyncmig.migrations.tracker import Tracker
+from asyncmig.migrations.thread import BEGINNING, Event, Include, checked_include, thread_pages
 from asyncmig.migrations.uploads import (
     Item,
     ToUpload,
@@ -119,7 +118,7 @@ class Migration:
         self.connection: SourceConnection = SourceConnection(context, migration_id)
         """The live connections to the customer's source system."""
         self._shared: MigrationState = context.kept(ClientState).of(context, migration_id)
-        self._starter = Starter(context, migration_id, self._shared)
+        self._starter = Starter(context, migration_id)
         self._uploaded = Inputs()
         self._checks: tuple[Callable[[Path], None], ...] = (self._uploaded.check,)
 
@@ -276,12 +275,12 @@ class Migration:
         `before`: the last reading before the start. `age`: seconds since the start, if known.
         """
         checked = checked_id("run_id", run_id, "imports", "runs")
-        tracker = self._shared.tracker
-        if kind is None and tracker is not None and tracker.run_id == checked:
-            return Run(self._context, tracker)
+        last, age = self._shared.run, age or 0.0
+        if kind is None and last is not None and last.id == checked:
+            return last
         now = self._context.poller.now()
-        operation = Operation(kind, now=now - (age or 0.0), after=after, before=before)
-        return Run(self._context, Tracker(self._context, self.id, checked, operation, age=age))
+        operation = Operation(kind=kind, requested_at=now - age, after=after, before=before)
+        return Run(self._context, self.id, checked, operation, age=age)
 
     @checked_call
     async def preview(self, *, fields: Sequence[str] = (), omit_empty: bool = False) -> Preview:
@@ -298,8 +297,7 @@ class Migration:
     @checked_call
     async def events(self, *, after: int | None = None, include: Include = "user") -> list[Event]:
         """Return the events of the thread after a sequence; by default all."""
-        reader = ThreadReader(self._context, self.id)
-        pages = reader.pages(after=_start(after), include=checked_include(include))
+        pages = thread_pages(self._context, self.id, after=_start(after), include=checked_include(include))
         return [event async for page in pages for event in page]
 
     async def thread(self, *, after: int | None = None, include: Include = "user") -> AsyncGenerator[Event]:
@@ -317,9 +315,9 @@ class Migration:
         stream = self._shared.stream(checked_include(include))
         async with aclosing(stream.events(after=_start(after))) as events:
             async for event in events:
-                if not isinstance(event, Done):
+                if event is not None:
                     yield event
-                elif not await self._shared.is_active():
+                elif self._shared.run is None or not await self._shared.run.is_active():
                     return
 
     async def log(self, *, wait: bool = False) -> Log:
@@ -329,8 +327,7 @@ class Migration:
         after as many seconds as the server says. A blocked run can stay in progress without end, and a preview may
         count as in progress.
         """
-        call = Call(endpoint=routes.READ_LOG, ids=self._ids)
-        return await settled(partial(self._context.caller.call, call, Log), wait=wait)
+        return await settled(partial(read_log, self._context, self.id), wait=wait)
 
     async def log_json(self, *, wait: bool = False) -> bytes:
         """Return the log as the server writes it, as JSON. `wait` as in `log`."""

@@ -16,7 +16,8 @@ the start: `is_newer` and `newest` compare them with the `StartPoint`.
 Nothing here awaits. Times are seconds on the caller's clock.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar, final
 
@@ -24,8 +25,9 @@ import msgspec
 
 from asyncmig._core.lifecycle import Phase
 from asyncmig._core.secrets import HidesSecrets
+from asyncmig.errors import UnknownOutcome
 from asyncmig.migrations.log import LogRun
-from asyncmig.migrations.routes import RUN
+from asyncmig.migrations.routes import RUN, START_RUN
 from asyncmig.migrations.wire import Kind, RunState
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "mark_of",
     "moment_of",
     "newest",
+    "unknown_start",
 ]
 
 LAG = RUN.read_lag
@@ -69,67 +72,58 @@ def is_credentials(state: RunState) -> bool:
 
 
 @final
+@dataclass(slots=True, kw_only=True, eq=False)
 class Operation:
-    """One operation of a run, from its start to its end.
+    """One operation of a run, from its start to its end."""
 
-    `kind`: None for a run that was opened by its id, for which every reading counts. `after`: the last sequence of
-    the thread before the request; None if unknown. `before`: the last reading before the request; None if unknown.
-    `earlier_runs`: the runs that were there before the request: a start that was not acknowledged may have begun
-    another one. `is_new_run`: the start returned the id of another run. A read may still show the old run's end for
-    a while, because some servers show one run under both ids.
-    `is_acknowledged`: the server has confirmed the start; otherwise it was inferred from what the server shows.
-    """
+    kind: Kind | None
+    """None for a run that was opened by its id, for which every reading counts."""
+    requested_at: float
+    after: int | None = None
+    """The last sequence of the thread before the last request; None if unknown."""
+    before: RunState | None = None
+    """The last reading before that request; None if unknown."""
+    earlier_runs: Collection[str] = ()
+    """The runs that were there before the start: one that was not acknowledged may have begun another run."""
+    is_new_run: bool = False
+    """Whether the start returned the id of another run. A read may still show the old run's end for a while, because
+    some servers show one run under both ids."""
+    is_acknowledged: bool = False
+    """Whether the server has confirmed the start; otherwise it was inferred from what the server shows."""
+    unlisted: int = field(default=0, init=False)
+    """How many settled logs did not list the operation, whose start was not acknowledged."""
+    _is_answered: bool = field(default=False, init=False)
+    _is_newer: bool = field(default=False, init=False)
+    _has_events: bool = field(default=False, init=False)
+    _is_in_log: bool = field(default=False, init=False)
 
-    __slots__ = (
-        "_before",
-        "_has_events",
-        "_is_answered",
-        "_is_in_log",
-        "_is_new_run",
-        "_is_newer",
-        "after",
-        "earlier_runs",
-        "is_acknowledged",
-        "kind",
-        "requested_at",
-    )
+    def __post_init__(self) -> None:
+        self._is_newer = self.kind in (None, "generate")
+        if self.is_new_run:
+            self.before = None
 
-    def __init__(
-        self,
-        kind: Kind | None,
-        *,
-        now: float,
-        after: int | None = None,
-        before: RunState | None = None,
-        is_new_run: bool = False,
-        is_acknowledged: bool = False,
-        earlier_runs: Collection[str] = (),
-    ) -> None:
-        self.kind: Kind | None = kind
-        self.after: int | None = after
-        self.requested_at: float = now
-        self.is_acknowledged: bool = is_acknowledged
-        self.earlier_runs: Collection[str] = earlier_runs
-        self._before = None if is_new_run else before
-        self._is_answered = False
-        self._is_new_run = is_new_run
-        self._is_newer = kind in (None, "generate")
-        self._has_events = self._is_in_log = False
-
-    def answered(self, state: RunState | None, *, now: float, after: int | None) -> None:
+    def answered(self, state: RunState, *, now: float, after: int | None) -> None:
         """Report that an answer to the block in `state` was accepted."""
-        self._before, self.requested_at, self._is_answered = state, now, True
+        self.before, self.requested_at, self._is_answered = state, now, True
         self.after = self.after if after is None else after
-        self._is_newer = self._has_events = self._is_in_log = self._is_new_run = False
+        self._is_newer = self._has_events = self._is_in_log = self.is_new_run = False
 
     def saw_event(self, sequence: int | None) -> None:
         """Report an event of the thread."""
         if sequence is not None and (self.after is None or sequence > self.after):
             self._has_events = True
 
-    def saw_log(self) -> None:
-        """Report that the log lists this operation as ended: a block that a read still shows is an old one."""
-        self._is_in_log = True
+    def saw_log(self, entries: Sequence[LogRun], run_id: str) -> str:
+        """Take the settled log into account. Return the id of the run, which may be another one in the log."""
+        last = entries[-1] if entries else LogRun()
+        is_executed = self.kind == "execute" and last.outcome is not None
+        is_other = last.run_id and not self.is_acknowledged and last.run_id not in self.earlier_runs
+        follows = bool(self.earlier_runs) or run_id in [entry.run_id for entry in entries[:-1]]
+        if (last.kind == self.kind or is_executed) and (last.run_id == run_id or (is_other and follows)):
+            self._is_in_log = True
+            return last.run_id
+        self.unlisted += not self.is_acknowledged
+        return run_id
 
     def effective(self, state: RunState, now: float) -> str:
         """Return the status that this reading shows of this operation; `running` if the reading is old."""
@@ -137,7 +131,7 @@ class Operation:
         if phase is Phase.ACTIVE:
             self._is_newer = True
         elif phase is Phase.PARKED:
-            is_echo = self._before is not None and block_of(state) == block_of(self._before)
+            is_echo = self.before is not None and block_of(state) == block_of(self.before)
             if is_echo and not self._is_newer and now < self.requested_at + LAG:
                 return _RUNNING
             self._is_newer = True
@@ -147,18 +141,16 @@ class Operation:
 
     def is_asked_again(self, state: RunState) -> bool:
         """Return whether a block is the one that was answered."""
-        return self._is_answered and self._before is not None and block_of(state) == block_of(self._before)
+        return self._is_answered and self.before is not None and block_of(state) == block_of(self.before)
 
     def _is_end(self, state: RunState, now: float) -> bool:
-        if self._is_newer or self._is_in_log or self.kind is None:
+        if self._is_newer or self._is_in_log or self.kind in (None, "generate"):
             return True
-        before = self._before
+        before, is_fresh = self.before, now >= self.requested_at + LAG
+        has_evidence = self._has_events and is_fresh
         if state.status in ("failed", "canceled"):
-            return before is None or before.status != state.status or self._has_evidence(now)
-        if self.kind == "generate":
-            return True
-        is_fresh = now >= self.requested_at + LAG
-        if self._is_new_run:
+            return before is None or before.status != state.status or has_evidence
+        if self.is_new_run:
             return is_fresh
         if is_fresh and before and (before.status, before.report) != (state.status, state.report):
             return True  # also an end that this kind does not have: another client resumed the run
@@ -167,14 +159,9 @@ class Operation:
         if self.kind == "execute":
             if state.report is None:
                 return False  # the end of an earlier operation; only a later reading or the log can tell otherwise
-            is_other = before is not None and before.report != state.report
-            return is_other or self._has_evidence(now)  # the old report may look the same
-        if self._is_answered:  # it was blocked, which no state before the operation was
-            return self._has_evidence(now) or now >= self.requested_at + LAG
-        return self._has_evidence(now)
-
-    def _has_evidence(self, now: float) -> bool:
-        return self._is_newer or (self._has_events and now >= self.requested_at + LAG)
+            if before is not None and before.report != state.report:
+                return True
+        return has_evidence  # the old preview or report may look the same
 
 
 # Evidence of a start whose response was lost
@@ -203,6 +190,12 @@ class StartPoint(HidesSecrets, frozen=True, kw_only=True):
     """The message of an update or a clarify, which the thread may show."""
 
     _SHOWN: ClassVar = ("kind", "after", "run_id", "at")
+
+
+def unknown_start(kind: Kind | None, reason: str) -> UnknownOutcome:
+    """Return the error for a start of which the server does not show whether it happened."""
+    route = START_RUN
+    return UnknownOutcome(route.method, route.template, reason, f'{{"kind":"{kind}"}}', route.advice)
 
 
 def mark_of(entry: LogRun) -> str:

@@ -11,7 +11,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig.customers.catalog import CatalogueItem, named
 from asyncmig.errors import Conflict, InvalidInput, NotFound, ServerError
 from asyncmig.migrations import routes
-from asyncmig.migrations.log import Log, LogOutcome
+from asyncmig.migrations.log import LogOutcome, read_log
 from asyncmig.migrations.previews import read_preview
 from asyncmig.migrations.wire import Report, Sheet, Templates
 
@@ -48,7 +48,7 @@ async def find_sheets(
 async def _executed(context: SessionContext, migration_id: str, *, is_needed: bool) -> list[LogOutcome]:
     """Return what the executions in the log did. If the log `is_needed`, raise `ApiError` where it is not there."""
     try:
-        log = await context.caller.call(Call(endpoint=routes.READ_LOG, ids={"id": migration_id}), Log)
+        log = await read_log(context, migration_id)
     except (Conflict, NotFound, ServerError):
         if is_needed:
             raise

@@ -34,14 +34,20 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.migrations import routes
-from asyncmig.migrations.access import explained
-from asyncmig.migrations.log import Log, status_of
-from asyncmig.migrations.operation import Operation, StartPoint, is_newer, mark_of, moment_of, newest
-from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
+from asyncmig.migrations.log import Log, read_log, status_of
+from asyncmig.migrations.operation import (
+    Operation,
+    StartPoint,
+    is_newer,
+    mark_of,
+    moment_of,
+    newest,
+    unknown_start,
+)
+from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS, read_preview
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.state import MigrationState
-from asyncmig.migrations.thread import BEGINNING, ThreadReader
-from asyncmig.migrations.tracker import Tracker
+from asyncmig.migrations.state import ClientState, explained
+from asyncmig.migrations.thread import BEGINNING, last_sequence, thread_pages
 from asyncmig.migrations.wire import RunBody, RunStarted, RunState
 
 __all__ = ["Noted", "Starter", "active_run_id"]
@@ -54,7 +60,8 @@ _SETTLE = 30.0
 _QUIET = 3 * routes.RUN.stall_alarm
 """Seconds without an event of the thread after which the search for the id of a run ends."""
 _IN_FLIGHT = frozenset({"queued", "running", "blocked"})
-
+_GENERATE, _RESUME = (replace(route, repeat=Repeat.ALWAYS) for route in (routes.GENERATE, routes.START_RUN))
+"""The endpoints of `Starter`, which looks at the server before each repeat."""
 
 Noted = Callable[[StartPoint], Awaitable[None]]
 """Called before a start is sent, for example to write the point to a journal; again after a 429."""
@@ -88,23 +95,18 @@ class _Blocked(Exception):
 class Starter:
     """Starts the operations of one migration."""
 
-    __slots__ = ("_context", "_migration_id", "_shared", "_thread")
+    __slots__ = ("_context", "_ids", "_migration_id", "_shared")
 
-    def __init__(self, context: SessionContext, migration_id: str, shared: MigrationState) -> None:
-        self._context, self._migration_id, self._shared = context, migration_id, shared
-        self._thread = ThreadReader(context, migration_id)
-
-    @property
-    def _ids(self) -> dict[str, str]:
-        return {"id": self._migration_id}
+    def __init__(self, context: SessionContext, migration_id: str) -> None:
+        self._context, self._migration_id, self._ids = context, migration_id, {"id": migration_id}
+        self._shared = context.kept(ClientState).of(context, migration_id)
 
     async def start(
         self, body: RunBody, *, noted: Noted | None, rank: float, since: StartPoint | None = None
     ) -> Run:
         """Start an operation; see `Migration.generate` for the arguments and for what is raised."""
         caller, encoded = self._context.caller, msgspec.json.encode(body)
-        route = routes.GENERATE if body.kind == "generate" else routes.START_RUN
-        endpoint = replace(route, repeat=Repeat.ALWAYS)  # each repeat is preceded by a look
+        endpoint = _GENERATE if body.kind == "generate" else _RESUME
         call = Call(endpoint=endpoint, ids=self._ids, body=encoded, rank=rank)
         attempts = caller.repeated(endpoint, self._ids, loggable_body=encoded.decode())
         points: list[StartPoint] = []
@@ -133,8 +135,8 @@ class Starter:
                         return self._run(points[0], started.run_id, is_acknowledged=True)
                     if run := await self.find(points[0]):
                         return run
-                    raise _unknown(
-                        points[0], "the response has no run id, and the server does not show the run"
+                    raise unknown_start(
+                        points[0].kind, "the response has no run id, and the server does not show the run"
                     )
                 except _Found as found:
                     return found.run
@@ -147,7 +149,7 @@ class Starter:
                                 raise failure.error from failure
                     raise
                 except NotFound:
-                    if not self._shared.is_young:
+                    if asyncio.get_running_loop().time() >= self._shared.known_by:
                         raise
                     await asyncio.sleep(SECONDS_BETWEEN_LOOKS)  # it was created some seconds ago
                 except UnexpectedReply as error:
@@ -172,7 +174,7 @@ class Starter:
             raise _with_run_id(error, run_id) from None
         if run := await self.find(point):
             return run
-        raise _unknown(point, str(error)) from error
+        raise unknown_start(point.kind, str(error)) from error
 
     async def find(self, point: StartPoint) -> Run | None:
         """Return the run that a start has begun; None if it was never processed.
@@ -182,7 +184,7 @@ class Starter:
         try:
             return await self._find(point)
         except _Blocked:
-            raise _unknown(point, "the run is blocked, and its id is not known") from None
+            raise unknown_start(point.kind, "the run is blocked, and its id is not known") from None
 
     async def _find(self, point: StartPoint) -> Run | None:
         unknown: UnknownOutcome | None = None
@@ -201,16 +203,16 @@ class Starter:
         return None
 
     async def _point(self, body: RunBody) -> StartPoint:
-        tracker = self._shared.tracker
-        noted = None if tracker is None else tracker.operation.after
-        run_id = tracker.run_id or None if tracker is not None else None
-        state = None
+        run, state = self._shared.run, None
+        noted, run_id = (run.after, run.id or None) if run else (None, None)
         if body.kind != "generate" and run_id is not None:
             state = await self._read_run(run_id)
         log, _ = await self._read_log()
         return StartPoint(
             kind=body.kind,
-            after=await self._thread.last_sequence(BEGINNING if noted is None else noted),
+            after=await last_sequence(
+                self._context, self._migration_id, BEGINNING if noted is None else noted
+            ),
             run_id=run_id,
             state=None if state is None else msgspec.structs.replace(state, answers=None),
             logged=None if log is None else tuple(map(mark_of, log.runs)),
@@ -250,17 +252,17 @@ class Starter:
                     return None  # the log lists every run and every execution
                 has_news = await self._has_news(point)
                 if entry is not None and point.kind == "execute" and not has_news:
-                    raise _unknown(point, "the log lists an execution, which may be an earlier one")
+                    raise unknown_start(point.kind, "the log lists an execution, which may be an earlier one")
                 if not has_news:
                     if point.kind == "execute" and not await self._has_preview():
-                        raise _unknown(point, "the preview is gone, and nothing says why")
+                        raise unknown_start(point.kind, "the preview is gone, and nothing says why")
                     return None
                 if point.kind == "execute" and state is not None:
                     resumed = None  # it may have a run of its own
             run_id = resumed or (entry.run_id if entry else None) or await self._id_of(point)
             return None if run_id is None else self._run(point, run_id)
         except _UNAVAILABLE as error:
-            raise _unknown(point, f"the server could not be checked: {error}") from error
+            raise unknown_start(point.kind, f"the server could not be checked: {error}") from error
 
     async def _id_of(self, point: StartPoint) -> str | None:
         """Return the id of a run that was begun, once the server shows it; "" if only its preview shows.
@@ -280,7 +282,7 @@ class Starter:
             # The status may be the migration's, which does not tell.
             if status == "blocked" or (status not in ("queued", "running") and last == "request_input"):
                 if point.kind == "execute":
-                    raise _unknown(point, "the run is blocked, and its id is not known")
+                    raise unknown_start(point.kind, "the run is blocked, and its id is not known")
                 raise _Blocked
             looks["settled"] += log is not None and point.logged is not None
             looks["ended"] += last in ("preview", "completed", "error")
@@ -289,37 +291,34 @@ class Starter:
             if looks["ended"] >= PREVIEW_LOOKS or (loop.time() > until and status not in _IN_FLIGHT):
                 if last == "preview" and point.run_id is None and not point.logged_ids:
                     return ""
-                raise _unknown(point, "the server does not show the id of the run")
+                raise unknown_start(point.kind, "the server does not show the id of the run")
             await asyncio.sleep(_SETTLE)
 
     async def _last_event(self, after: int) -> tuple[str, int]:
         """Return the type of the last event after a sequence, and its sequence; "" and `after` without one."""
         last, sequence = "", after
         with contextlib.suppress(NotFound):
-            async for page in self._thread.pages(after=after):
+            async for page in thread_pages(self._context, self._migration_id, after=after):
                 last = next((event.type for event in reversed(page) if event.type), last)
                 sequence = max(sequence, *(event.sequence or 0 for event in page))
         return last, sequence
 
     async def _has_news(self, point: StartPoint) -> bool:
         try:
-            return any([page async for page in self._thread.pages(after=point.after)])
+            return any(
+                [page async for page in thread_pages(self._context, self._migration_id, after=point.after)]
+            )
         except NotFound:
             if point.after > BEGINNING:  # there was a thread before
-                raise _unknown(point, "the thread is gone") from None
+                raise unknown_start(point.kind, "the thread is gone") from None
             return False
 
     async def _has_preview(self) -> bool:
-        """Return whether there is a preview. A 404 is believed after three looks over 30 s."""
-        for look in range(PREVIEW_LOOKS):
-            if look:
-                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-            try:
-                await self._context.caller.reply(Call(endpoint=routes.PREVIEW, ids=self._ids))
-            except NotFound:
-                continue
-            return True
-        return False
+        try:
+            await read_preview(self._context, self._migration_id, {})
+        except NotFound:
+            return False
+        return True
 
     async def _read_run(self, run_id: str) -> RunState | None:
         """Return a run; None for a 404, which may last for some seconds."""
@@ -332,8 +331,7 @@ class Starter:
     async def _read_log(self) -> tuple[Log | None, str]:
         """Return the log, or the status with which it is not settled yet; neither if it is away."""
         try:
-            call = Call(endpoint=routes.READ_LOG, ids=self._ids)
-            return await self._context.caller.call(call, Log), ""
+            return await read_log(self._context, self._migration_id), ""
         except Conflict as error:
             return None, status_of(error)
         except (NotFound, ServerError, UnexpectedReply):
@@ -341,27 +339,22 @@ class Starter:
 
     def _run(self, point: StartPoint, run_id: str, *, is_acknowledged: bool = False) -> Run:
         now, runs = self._context.poller.now(), self._context.runs
-        if run_id or point.run_id:
+        run_id = run_id or point.run_id or ""
+        if run_id:
             runs.seen(self._migration_id)
         else:  # only its preview is known, so it has ended
             runs.left(self._migration_id)
         operation = Operation(
-            point.kind,
-            now=now,
+            kind=point.kind,
+            requested_at=now,
             after=point.after,
             before=point.state,
-            is_new_run=bool(run_id) and run_id != point.run_id,
-            is_acknowledged=is_acknowledged,
             earlier_runs=point.logged_ids,
+            is_new_run=run_id != point.run_id,
+            is_acknowledged=is_acknowledged,
         )
-        tracker = Tracker(self._context, self._migration_id, run_id or point.run_id or "", operation)
-        return Run(self._context, tracker)
+        return Run(self._context, self._migration_id, run_id, operation)
 
 
 def _with_run_id(error: Conflict, run_id: str | None) -> ApiError:
     return error if run_id is None else error.with_text(f"{error.text} (active run: {run_id})")
-
-
-def _unknown(point: StartPoint, reason: str) -> UnknownOutcome:
-    route = routes.START_RUN
-    return UnknownOutcome(route.method, route.template, reason, f'{{"kind":"{point.kind}"}}', route.advice)

@@ -1,78 +1,77 @@
-"""What the client of this generation keeps for a whole session, by migration: its streams and its last operation."""
+"""What the client of this generation keeps for a whole session, by migration and for the account.
+
+By migration: its streams, and its last operation. For the account: whether it may start work. The first 403 stops
+every customer of the session.
+"""
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
 
-from asyncmig._core.lifecycle import Phase
+import anyio
+
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import finish_all
-from asyncmig.errors import NotFound
-from asyncmig.migrations.routes import READ_RUN, RUN
+from asyncmig._io.watch import fresh
+from asyncmig.errors import ApiError, NoAnswer, NotFound
+from asyncmig.migrations import routes
 from asyncmig.migrations.thread import Include, ThreadStream
-from asyncmig.migrations.wire import RunState
+from asyncmig.migrations.wire import Sources
 
 if TYPE_CHECKING:
-    from asyncmig.migrations.tracker import Tracker
+    from asyncmig.migrations.runs import Run
 
-__all__ = ["ClientState", "MigrationState"]
+__all__ = ["ClientState", "MigrationState", "WorkPermit", "explained", "is_refusal", "once_known"]
 
 T = TypeVar("T")
-_PAUSE = 10.0
+_FORBIDDEN = 403
+_WORK = frozenset(
+    (endpoint.method, endpoint.template)
+    for endpoint in (routes.CREATE_MIGRATION, routes.START_RUN, routes.START_EXPORT)
+)
+
+
+async def once_known(step: Callable[[], Awaitable[T]], *, until: float) -> T:
+    """Return the result of `step`. Repeat it after a 404 before the time `until`: a new resource may not be known."""
+    while True:
+        try:
+            return await step()
+        except NotFound:
+            if asyncio.get_running_loop().time() >= until:
+                raise
+        await asyncio.sleep(routes.RUN.shortest_floor)
 
 
 @final
 class MigrationState:
     """What all handles of one migration share."""
 
-    __slots__ = ("_context", "_created_at", "_migration_id", "_streams", "tracker")
+    __slots__ = ("_created_at", "_stream", "_streams", "run")
 
     def __init__(self, context: SessionContext, migration_id: str) -> None:
-        self._context, self._migration_id = context, migration_id
         self._created_at = -math.inf
+        self._stream = partial(ThreadStream, context, migration_id)
         self._streams: dict[Include, ThreadStream] = {}
-        self.tracker: Tracker | None = None
+        self.run: Run | None = None
         """The last operation that this session started or opened."""
 
-    def created(self, *, age: float = 0.0) -> None:
-        """Report that the server has created the migration `age` seconds ago."""
-        self._created_at = max(self._created_at, self._context.poller.now() - age)
+    def created(self, at: float) -> None:
+        """Report when the server has created the migration, on the loop's clock."""
+        self._created_at = max(self._created_at, at)
 
     @property
-    def is_young(self) -> bool:
-        """Whether the server may not know the migration yet, because it was just created."""
-        return self._context.poller.now() < self._created_at + RUN.read_lag
-
-    async def soon(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of `step`; repeat it while the server does not know the migration yet."""
-        while True:
-            try:
-                return await step()
-            except NotFound:
-                if not self.is_young:
-                    raise
-                await asyncio.sleep(_PAUSE)
+    def known_by(self) -> float:
+        """The time at which the server knows the migration for certain, although it was just created."""
+        return self._created_at + routes.RUN.read_lag
 
     def stream(self, include: Include) -> ThreadStream:
         """Return the stream of the thread with these events."""
         if include not in self._streams:
-            self._streams[include] = ThreadStream(self._context, self._migration_id, include)
+            self._streams[include] = self._stream(include)
         return self._streams[include]
-
-    async def is_active(self) -> bool:
-        """Return whether the last known run is in progress: a stream may say `done` too early."""
-        tracker = self.tracker
-        if tracker is None or not tracker.run_id or tracker.watch.ended:
-            return False
-        call = Call(endpoint=READ_RUN, ids=tracker.ids)
-        try:
-            state = await self._context.caller.call(call, RunState)
-        except NotFound:
-            return True  # it was just started
-        now = self._context.poller.now()
-        return RUN.phase(tracker.operation.effective(state, now)) is not Phase.TERMINAL
 
     async def aclose(self) -> None:
         """End the streams."""
@@ -102,3 +101,62 @@ class ClientState:
         if migration_id not in self._by_migration:
             self._by_migration[migration_id] = MigrationState(context, migration_id)
         return self._by_migration[migration_id]
+
+
+async def explained(context: SessionContext, error: ApiError) -> ApiError:
+    """Return the error; for a 403, with what one read shows: no plan for work, or a proxy that refuses everything."""
+    if error.status != _FORBIDDEN:
+        return error
+    try:
+        await context.caller.call(Call(endpoint=routes.LIST_SOURCES), Sources)
+    except (ApiError, NoAnswer):
+        hint = "reads are refused as well: a proxy, or the account is closed"
+    else:
+        hint = "the account may read, but has no plan for this work"
+    return error.with_text(f"{error.text} ({hint})" if error.text else hint)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether an error says that the account may not start work. A 403 of a read is a proxy's."""
+    if not isinstance(error, ApiError) or error.status != _FORBIDDEN:
+        return False
+    return (error.method, error.endpoint) in _WORK
+
+
+@final
+class WorkPermit:
+    """The permission of a session's account to start work (create, start a run, start an export)."""
+
+    __slots__ = ("_refused", "refusal")
+
+    def __init__(self) -> None:
+        self.refusal: ApiError | None = None
+        """The first 403."""
+        self._refused = asyncio.Event()
+
+    def refuse(self, error: ApiError) -> None:
+        """Report a 403."""
+        self.refusal = self.refusal or error
+        self._refused.set()
+
+    async def working(self, step: Coroutine[object, object, T]) -> T:
+        """Run a step that starts work. Raises the 403 of any customer of the session, also while the step waits.
+
+        A step that was stopped can be repeated later, because the journal has its intent.
+        """
+        task, refused = asyncio.ensure_future(step), asyncio.ensure_future(self._refused.wait())
+        try:
+            await asyncio.wait((task, refused), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                assert self.refusal is not None
+                raise fresh(self.refusal)
+            return task.result()
+        except ApiError as error:
+            if is_refusal(error):
+                self.refuse(error)
+            raise
+        finally:
+            refused.cancel()
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(task, refused, return_exceptions=True)

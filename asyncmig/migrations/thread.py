@@ -1,15 +1,16 @@
 """The thread of a migration: everything that the agent does, as events.
 
-`ThreadReader` reads snapshots. `ThreadStream` holds one stream per migration for any number of listeners. It
+`thread_pages` reads snapshots. `ThreadStream` holds one stream per migration for any number of listeners. It
 reconnects after the last sequence that it saw: the frames have no ids, so `Last-Event-ID` means nothing. Where the
 stream cannot be used, it reads snapshots instead.
 """
 
 import asyncio
+import enum
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Literal, TypeVar, cast, final
 
 import anyio
@@ -37,16 +38,16 @@ from asyncmig.migrations.wire import Question
 
 __all__ = [
     "BEGINNING",
-    "Connected",
-    "Disconnected",
-    "Done",
     "Event",
     "Include",
-    "ThreadReader",
+    "StreamState",
     "ThreadStream",
     "checked_include",
+    "last_sequence",
+    "thread_pages",
 ]
 
+T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
 Include = Literal["user", "tools", "all"]
 """Which events: `user` (message, status, preview, request_input, completed, error), `tools` adds the agent's tool
@@ -112,22 +113,15 @@ class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     last_sequence: int | None = None
 
 
-@final
-class Done:
+class StreamState(enum.Enum):
+    """What listeners of a stream are told besides its events."""
+
+    CONNECTED = "connected"
+    """Events come as they happen."""
+    DISCONNECTED = "disconnected"
+    """Events come only after the next connect."""
+    DONE = "done"
     """The stream said that no run is active and that all events were sent. That may be too early."""
-
-
-@final
-class Connected:
-    """The stream is open: events come as they happen."""
-
-
-@final
-class Disconnected:
-    """The stream is not open: events come only after the next connect."""
-
-
-_Link = Connected | Disconnected
 
 
 class _Last(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,64 +135,62 @@ def checked_include(include: Include) -> Include:
     return include
 
 
-@final
-class ThreadReader:
-    """Reads snapshots of one thread."""
-
-    __slots__ = ("_context", "_migration_id")
-
-    def __init__(self, context: SessionContext, migration_id: str) -> None:
-        self._context, self._migration_id = context, migration_id
-
-    def call(self, endpoint: Endpoint, after: int, include: Include) -> Call:
-        """Return the request for events after a sequence."""
-        query = {"include": include} | ({"after": str(after)} if after > BEGINNING else {})
-        return Call(endpoint=endpoint, ids={"id": self._migration_id}, query=query)
-
-    async def pages(
-        self, *, after: int = BEGINNING, include: Include = "user"
-    ) -> AsyncIterator[tuple[Event, ...]]:
-        """Yield the events after a sequence, page by page. A page has each event once, in the order of the thread."""
-        for _ in range(_PAGES):
-            call = self.call(routes.THREAD, after, include)
-            page = await self._context.caller.call(call, _Snapshot)
-            numbered = {_sequence(event): event for event in page.events if _sequence(event) > after}
-            events = (
-                *(numbered[each] for each in sorted(numbered)),
-                *(e for e in page.events if e.sequence is None),
-            )
-            if events:
-                yield events
-            last = max(map(_sequence, events), default=BEGINNING)
-            if page.last_sequence is None or max(page.last_sequence, last) <= after:
-                return
-            after = max(page.last_sequence, last)
-
-    async def last_sequence(self, after: int = BEGINNING) -> int:
-        """Return the sequence of the last event; `after` without later ones, and if there is no thread yet."""
-        try:
-            async for page in self.pages(after=after):
-                after = max(after, *(_sequence(event) for event in page))
-        except NotFound:
-            pass
-        return after
+def _call(endpoint: Endpoint, migration_id: str, after: int, include: Include) -> Call:
+    """Return the request for the events after a sequence."""
+    query = {"include": include} | ({"after": str(after)} if after > BEGINNING else {})
+    return Call(endpoint=endpoint, ids={"id": migration_id}, query=query)
 
 
-T = TypeVar("T")
-Listener = Callable[[Event | Done | _Link], None]
+async def thread_pages(
+    context: SessionContext, migration_id: str, *, after: int = BEGINNING, include: Include = "user"
+) -> AsyncIterator[tuple[Event, ...]]:
+    """Yield the events after a sequence, page by page. A page has each event once, in the order of the thread."""
+    for _ in range(_PAGES):
+        page = await context.caller.call(_call(routes.THREAD, migration_id, after, include), _Snapshot)
+        numbered = {_sequence(event): event for event in page.events if _sequence(event) > after}
+        events = (
+            *(numbered[each] for each in sorted(numbered)),
+            *(event for event in page.events if event.sequence is None),
+        )
+        if events:
+            yield events
+        last = max(map(_sequence, events), default=BEGINNING)
+        if page.last_sequence is None or max(page.last_sequence, last) <= after:
+            return
+        after = max(page.last_sequence, last)
+
+
+async def last_sequence(context: SessionContext, migration_id: str, after: int = BEGINNING) -> int:
+    """Return the sequence of the last event; `after` without later ones, and if there is no thread yet."""
+    with suppress(NotFound):
+        async for page in thread_pages(context, migration_id, after=after):
+            after = max(after, *map(_sequence, page))
+    return after
+
+
+Listener = Callable[[Event | StreamState | Exception], None]
+"""Receives the events of a stream. An exception is the last item: no more events can come."""
 
 
 @final
 class ThreadStream:
     """One stream of a thread, which any number of listeners share. It is open while there is a listener."""
 
-    __slots__ = ("_context", "_failed", "_include", "_listeners", "_reader", "_refused", "_task", "position")
+    __slots__ = (
+        "_context",
+        "_failed",
+        "_include",
+        "_listeners",
+        "_migration_id",
+        "_refused",
+        "_task",
+        "position",
+    )
 
     def __init__(self, context: SessionContext, migration_id: str, include: Include) -> None:
-        self._context = context
+        self._context, self._migration_id = context, migration_id
         self._include: Include = include
-        self._reader = ThreadReader(context, migration_id)
-        self._listeners: dict[object, tuple[Listener, Callable[[Exception], None]]] = {}
+        self._listeners: dict[object, Listener] = {}
         self._task: asyncio.Task[None] | None = None
         self._failed: Exception | None = None
         self._refused = 0
@@ -206,31 +198,23 @@ class ThreadStream:
         """The last sequence that was seen."""
 
     @asynccontextmanager
-    async def heard(
-        self, listener: Listener, *, after: int, on_error: Callable[[Exception], None] = lambda _: None
-    ) -> AsyncGenerator[None]:
-        """Call `listener` with each event from now on, at least with those after a sequence if this is the first.
-
-        `on_error`: called once, if no more events can come.
-        """
+    async def listening(self, listener: Listener, *, after: int) -> AsyncGenerator[None]:
+        """Call `listener` with each event from now on, at least with those after a sequence if this is the first."""
         token = object()
-        self._listeners[token] = listener, on_error
-        self._start(after)
+        self._listeners[token] = listener
+        if self._task is None:
+            self.position, self._failed = after, None
+            self._task = start_task(self._run(), name="asyncmig thread")
         try:
             if self._failed is not None:
-                on_error(self._failed)
+                listener(self._failed)
             yield
         finally:
             del self._listeners[token]
             if not self._listeners:
-                listener(Disconnected())
+                listener(StreamState.DISCONNECTED)
                 with anyio.CancelScope(shield=True):
                     await self._stop()
-
-    def _start(self, after: int) -> None:
-        if self._task is None:
-            self.position, self._failed = after, None
-            self._task = start_task(self._run(), name="asyncmig thread")
 
     async def _stop(self) -> None:
         task, self._task = self._task, None
@@ -238,28 +222,28 @@ class ThreadStream:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def events(self, *, after: int) -> AsyncGenerator[Event | Done]:
-        """Yield each event after a sequence once, and `Done` each time the stream says so; without an end."""
-        waiting: deque[Event | Done | Exception] = deque()
+    async def events(self, *, after: int) -> AsyncGenerator[Event | None]:
+        """Yield each event after a sequence once, and None each time the stream says `done`; without an end."""
+        waiting: deque[Event | Exception | None] = deque()
         wake, has_gap = asyncio.Event(), False
 
-        def put(item: Event | Done | _Link | Exception) -> None:
+        def put(item: Event | StreamState | Exception) -> None:
             nonlocal has_gap
-            if isinstance(item, Connected | Disconnected):
+            if item in (StreamState.CONNECTED, StreamState.DISCONNECTED):
                 return
             if len(waiting) >= _MOST_WAITING:
                 waiting.clear()
                 has_gap = True
-            waiting.append(item)
+            waiting.append(None if isinstance(item, StreamState) else item)
             wake.set()
 
         seen = after
-        async with self.heard(put, after=after, on_error=put):
+        async with self.listening(put, after=after):
             has_gap = self.position > after  # others listen already
             while True:
                 if has_gap:  # events that did not wait for this iteration come from a snapshot
                     has_gap = False
-                    async for page in self._reader.pages(after=seen, include=self._include):
+                    async for page in self._pages(seen):
                         for event in page:
                             seen = max(seen, _sequence(event))
                             yield event
@@ -267,7 +251,7 @@ class ThreadStream:
                     item = waiting.popleft()
                     if isinstance(item, Exception):
                         raise fresh(item)
-                    if isinstance(item, Event) and item.sequence is not None:
+                    if item is not None and item.sequence is not None:
                         if item.sequence <= seen:
                             continue
                         seen = item.sequence
@@ -275,6 +259,9 @@ class ThreadStream:
                 if not has_gap:
                     wake.clear()
                     await wake.wait()
+
+    def _pages(self, after: int) -> AsyncIterator[tuple[Event, ...]]:
+        return thread_pages(self._context, self._migration_id, after=after, include=self._include)
 
     async def _run(self) -> None:
         pause, loop = _SHORTEST_PAUSE, asyncio.get_running_loop()
@@ -286,7 +273,7 @@ class ThreadStream:
                     if self.position == before:  # the stream may fail every time, or say `done` too early
                         is_done = await self._poll()
                     if is_done:
-                        self._tell(Done())
+                        self._tell(StreamState.DONE)
                 except (AuthError, BadRequest):
                     raise
                 except (ApiError, NoAnswer) as error:
@@ -300,8 +287,7 @@ class ThreadStream:
 
     def _fail(self, error: Exception) -> None:
         self._failed = error
-        for _, on_error in tuple(self._listeners.values()):
-            on_error(error)
+        self._tell(error)
 
     async def aclose(self) -> None:
         """End the stream. Iterations that were not closed raise `SessionClosed`."""
@@ -321,10 +307,10 @@ class ThreadStream:
 
     async def _connect(self) -> bool:
         decoder = SseDecoder()
-        call = self._reader.call(routes.STREAM_THREAD, self.position, self._include)
+        call = _call(routes.STREAM_THREAD, self._migration_id, self.position, self._include)
         async with self._context.caller.stream(call, is_optional=True) as answer:
             self._refused = 0
-            self._tell(Connected())
+            self._tell(StreamState.CONNECTED)
             try:
                 async with aclosing(_chunks(answer.chunks())) as chunks:
                     async for chunk in chunks:
@@ -335,13 +321,13 @@ class ThreadStream:
                             if not self._take(frame):
                                 return False
             finally:
-                self._tell(Disconnected())
+                self._tell(StreamState.DISCONNECTED)
         return False
 
     async def _poll(self) -> bool:
         """Read a snapshot. Return whether it has nothing new."""
         before = self.position
-        async for page in self._reader.pages(after=self.position, include=self._include):
+        async for page in self._pages(self.position):
             for event in page:
                 self._tell(event)
         return self.position == before
@@ -357,12 +343,12 @@ class ThreadStream:
         self._tell(event if event.type else msgspec.structs.replace(event, type=frame.event))
         return True
 
-    def _tell(self, item: Event | Done | _Link) -> None:
+    def _tell(self, item: Event | StreamState | Exception) -> None:
         if isinstance(item, Event) and item.sequence is not None:
             if item.sequence <= self.position:
                 return
             self.position = item.sequence
-        for listener, _ in tuple(self._listeners.values()):
+        for listener in tuple(self._listeners.values()):
             listener(item)
 
 

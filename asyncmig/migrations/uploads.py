@@ -20,7 +20,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import run_all
 from asyncmig.errors import InvalidInput, UnexpectedReply
 from asyncmig.migrations import routes
-from asyncmig.migrations.state import ClientState
+from asyncmig.migrations.state import ClientState, once_known
 from asyncmig.migrations.wire import (
     FileBody,
     FilesBody,
@@ -119,7 +119,8 @@ async def list_files(context: SessionContext, migration_id: str) -> tuple[Stored
     """Return the files that have arrived; one request."""
     call = Call(endpoint=routes.LIST_FILES, ids={"id": migration_id})
     shared = context.kept(ClientState).of(context, migration_id)
-    return (await shared.soon(partial(context.caller.call, call, StoredFiles))).files
+    read = partial(context.caller.call, call, StoredFiles)
+    return (await once_known(read, until=shared.known_by)).files
 
 
 async def upload_contents(
@@ -150,7 +151,8 @@ async def upload_contents(
     for start in range(0, len(missing), _AT_ONCE):  # URLs expire, so they are requested just before their use
         places = missing[start : start + _AT_ONCE]
         call = _request([items[place] for place in places], migration_id, rank)
-        reply = await shared.soon(partial(context.caller.call, call, UploadTargets))
+        request = partial(context.caller.call, call, UploadTargets)
+        reply = await once_known(request, until=shared.known_by)
         targets = _in_order(reply.files, [items[place].content.name for place in places])
         taken.update(target.storage_path for target in targets)
         await run_all(partial(send, place, target) for place, target in zip(places, targets, strict=True))

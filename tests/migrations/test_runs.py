@@ -17,9 +17,9 @@ from asyncmig import (
     UnknownOutcome,
 )
 from asyncmig.customers.questions import Custom
+from asyncmig.migrations.answers import CredentialsNeeded, Questions
 from asyncmig.migrations.operation import StartPoint
 from asyncmig.migrations.previews import Preview
-from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.wire import Report
 
 from .conftest import Opens

@@ -5,7 +5,7 @@ from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention, Option, Question, check_answers
 from asyncmig.errors import InvalidInput
 from asyncmig.migrations import wire
-from asyncmig.migrations.tracker import CredentialsNeeded, Questions
+from asyncmig.migrations.answers import CredentialsNeeded, Questions
 
 __all__ = ["SUPPORTED", "attention_of", "check_fits", "marks_of"]
 

@@ -23,8 +23,8 @@ from asyncmig.customers.questions import NeedsAttention
 from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import JournalPort
 from asyncmig.migrations import routes
+from asyncmig.migrations.answers import CredentialsNeeded, Questions
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.tracker import CredentialsNeeded, Questions
 from asyncmig.migrations.workflow.attention import SUPPORTED, attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, open_run, with_version
 from asyncmig.migrations.workflow.record import API, Record, keeper_of

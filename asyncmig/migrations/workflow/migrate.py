@@ -19,8 +19,8 @@ from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Failed, Outcome, PendingReason
 from asyncmig.errors import ApiError, NoRunSlot, NotFound
 from asyncmig.journal import ClaimPort
-from asyncmig.migrations.access import WorkPermit, is_refusal
 from asyncmig.migrations.runs import Run
+from asyncmig.migrations.state import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.delivery import Delivery
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.preparation import Preparation

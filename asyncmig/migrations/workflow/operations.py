@@ -18,7 +18,6 @@ from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.status import wall_clock
 from asyncmig.errors import ApiError, BadRequest, Conflict, InvalidInput, NotFound, RunError, UnknownOutcome
-from asyncmig.migrations.access import WorkPermit, is_refusal
 from asyncmig.migrations.answers import AnswerPoint
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import Log, retry_after_of, status_of
@@ -27,9 +26,8 @@ from asyncmig.migrations.operation import LAG, StartPoint, block_of
 from asyncmig.migrations.routes import START_RUN
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.starts import Noted, active_run_id
-from asyncmig.migrations.state import ClientState
-from asyncmig.migrations.thread import BEGINNING, ThreadReader
-from asyncmig.migrations.tracker import Tracker
+from asyncmig.migrations.state import ClientState, WorkPermit, is_refusal
+from asyncmig.migrations.thread import BEGINNING, last_sequence
 from asyncmig.migrations.wire import Kind, RunState
 from asyncmig.migrations.workflow.attention import marks_of
 from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
@@ -66,7 +64,7 @@ class Operations:
                 record.migration_id, external_id=record.external_id, sheets=record.sheets
             )
             shared = self._context.kept(ClientState).of(self._context, record.migration_id)
-            shared.created(age=seconds_since(record.created_at))
+            shared.created(asyncio.get_running_loop().time() - seconds_since(record.created_at))
         return self._migration
 
     # Starts
@@ -313,7 +311,7 @@ def open_run(context: SessionContext, record: Record) -> Run:
         raise InvalidInput("external_id", record.external_id, "has no run yet: there is nothing to decide")
     age = seconds_since(operation.started_at) if operation.started_at else 0.0
     resumed = operation.resumed(asyncio.get_running_loop().time(), age)
-    run = Run(context, Tracker(context, record.migration_id, operation.run_id, resumed, age=age))
+    run = Run(context, record.migration_id, operation.run_id, resumed, age=age)
     if operation.answer is not None and operation.answer.is_acknowledged:
         run.note_answer(operation.answer.point, age=seconds_since(operation.answer.at))
     return run
@@ -325,6 +323,6 @@ async def with_version(context: SessionContext, record: Record, preview: Preview
     assert record.migration_id is not None
     assert operation is not None
     after = operation.point.after if operation.point else BEGINNING
-    last = await ThreadReader(context, record.migration_id).last_sequence(after)
+    last = await last_sequence(context, record.migration_id, after)
     version = f"{operation.run_id}:{last}" if last > after else ""
     return msgspec.structs.replace(preview, version=version)

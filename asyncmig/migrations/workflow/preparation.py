@@ -22,13 +22,13 @@ from asyncmig.customers.spec import HasNames, LiveSource, ResolvedSpec, Spec
 from asyncmig.customers.status import wall_clock
 from asyncmig.errors import ApiError, Conflict, InvalidInput, NotFound, ServerError, UnknownOutcome
 from asyncmig.migrations import routes
-from asyncmig.migrations.access import WorkPermit
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.log import LogRun, retry_after_of, status_of
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.routes import READ_LOG
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.thread import ThreadReader
+from asyncmig.migrations.state import WorkPermit
+from asyncmig.migrations.thread import thread_pages
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.names import NameLists, list_requests
@@ -153,7 +153,7 @@ class Preparation:
         """
         kinds: list[str] = []
         with suppress(NotFound):
-            async for page in ThreadReader(self._context, migration.id).pages():
+            async for page in thread_pages(self._context, migration.id):
                 kinds += [event.type for event in page]
         if kinds and kinds[-1] == "preview":
             self._keeper.note("the migration had a preview; it was not generated anew")

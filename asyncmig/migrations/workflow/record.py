@@ -69,13 +69,13 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Return the operation as another process left it. `age`: seconds since its start."""
         point = self.point
         return Operation(
-            None if self.is_over else self.kind,  # its end was read, so that every end counts
-            now=now - age,
+            kind=None if self.is_over else self.kind,  # its end was read, so that every end counts
+            requested_at=now - age,
             after=point.after if point else None,
             before=point.state if point else None,
+            earlier_runs=point.logged_ids if point else (),
             is_new_run=self.is_over or point is None or self.run_id != point.run_id,  # its end is no old one
             is_acknowledged=self.is_acknowledged,
-            earlier_runs=point.logged_ids if point else (),
         )
 
 

@@ -35,8 +35,7 @@ from asyncmig.errors import (
 from asyncmig.migrations.log import LogRun
 from asyncmig.migrations.operation import block_of
 from asyncmig.migrations.routes import READ_RUN
-from asyncmig.migrations.runs import Run
-from asyncmig.migrations.tracker import Result
+from asyncmig.migrations.runs import Result, Run
 from asyncmig.migrations.wire import Report, RunState
 from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
 from asyncmig.migrations.workflow.operations import Operations, with_version
