@@ -1,42 +1,50 @@
-"""Download sheets to disk. Each file is complete or does not exist."""
+"""Find the sheets of a migration, and download them to disk. Each file is complete or does not exist.
+
+A create response lists the sheets, and no request returns that list again.
+"""
 
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 from msgspec import UNSET
 
+from asyncmig._core.arguments import checked_text
 from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import WriteBehind, in_thread
 from asyncmig._io.transport import Response
 from asyncmig.customers import outcome
+from asyncmig.customers.catalog import CatalogueItem, named
 from asyncmig.customers.files import file_names
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
     BadRequest,
     Conflict,
+    InvalidInput,
     NoAnswer,
     NotFound,
     RunFailed,
+    ServerError,
     TruncatedDownload,
     UnknownOutcome,
 )
 from asyncmig.migrations import routes
 from asyncmig.migrations.expected import Downloaded, Expected, RowFilter, with_flags
 from asyncmig.migrations.export_jobs import ExportJob, LinkLost, start_export
-from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS
+from asyncmig.migrations.log import LogOutcome, read_log
+from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS, read_preview
 from asyncmig.migrations.state import ClientState
-from asyncmig.migrations.wire import ExportBody, Report, Sheet
+from asyncmig.migrations.wire import ExportBody, Report, Sheet, Templates
 from asyncmig.transfers.part import Part, WrongDownloads
 
-__all__ = ["Fetch", "download"]
+__all__ = ["Fetch", "checked_fields", "chosen_sheets", "download", "find_sheets"]
 
 _COLUMNS = re.compile(rb"coverage|empty|column", re.IGNORECASE)
 """The 409s of a download differ by their text only."""
@@ -56,8 +64,8 @@ class Fetch:
     row_filter: RowFilter
     report: Report | None
     rank: float
-    names: frozenset[str]
-    """The names of all sheets of the migration."""
+    known: Sequence[Sheet]
+    """All known sheets of the migration."""
     by_slug: bool = False
     """Whether files are named by the slugs of the sheets, not by their names."""
     checks: Sequence[Callable[[Path], None]] = ()
@@ -69,43 +77,85 @@ class Fetch:
         return {"id": self.migration_id}
 
     @property
-    def honours_filter(self) -> bool:
-        """Whether the server may know the row filter: it has not refused it in this session."""
-        return self.context.kept(ClientState).honours_filter
+    def state(self) -> ClientState:
+        """What the session knows of the server's downloads."""
+        return self.context.kept(ClientState)
 
     def expected(self, sheet: Sheet, *, total: int | None, filtered: bool = False) -> Expected:
         """Return the rows that a response of a sheet must have."""
         return Expected(
             report=self.report,
             sheet=sheet,
-            names=self.names,
+            names=frozenset(sheet.name or "" for sheet in self.known),
             total=total,
             filtered=filtered,
             row_filter=self.row_filter,
         )
 
-    def exchange(self, sheet: Sheet, *, filtered: bool) -> AbstractAsyncContextManager[Response]:
-        """Send one request and yield the response at its headers."""
-        query = {"fields": ",".join(self.fields)} if self.fields else {}
-        query |= {"omit_empty": "true"} if self.omit_empty else {}
-        query |= {"filter": self.row_filter} if filtered else {}
-        ids = {**self.ids, "slug": sheet.id}
-        return self.context.caller.stream(
-            Call(endpoint=routes.DOWNLOAD, ids=ids, query=query, rank=self.rank)
-        )
+
+async def find_sheets(
+    context: SessionContext, migration_id: str, report: Report | None = None
+) -> tuple[Sheet, ...]:
+    """Return the sheets of the preview, and those in the report of an execution.
+
+    The preview may be gone after an execution. Then the log has the names of the sheets. Reports and logs have the
+    names of templates only, so that the slugs come from the account's templates. Without any name, an executed
+    migration has all of them. Raises `NotFound` if there is neither a preview nor an execution.
+    """
+    found: list[CatalogueItem] = []
+    counts = report.per_sheet if report else ()
+    names = {count.template_name for count in counts if count.template_name}
+    try:
+        preview = await read_preview(context, migration_id, {})
+        found += [*preview.templates, *(each.sheet for each in preview.sheets)]
+    except NotFound:
+        if not names:
+            executed = await _executed(context, migration_id, is_needed=report is None)
+            names = {count.sheet for outcome in executed for count in outcome.per_sheet if count.sheet}
+            if report is None and not executed:
+                raise
+    if not found or names - {each.name for each in found}:
+        listed = await context.caller.call(Call(endpoint=routes.LIST_TEMPLATES), Templates)
+        found += [each for each in listed.templates if not names or each.name in names]
+    return tuple({each.id: Sheet(id=each.id, name=each.name) for each in found}.values())
 
 
-async def download(
-    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], are_all: bool
-) -> list[Downloaded]:
-    """Download `sheets` to `folder/SHEET.csv`, or to `folder/SLUG.csv`.
+async def _executed(context: SessionContext, migration_id: str, *, is_needed: bool) -> list[LogOutcome]:
+    """Return what the executions in the log did. If the log `is_needed`, raise `ApiError` where it is not there."""
+    try:
+        log = await read_log(context, migration_id)
+    except (Conflict, NotFound, ServerError):
+        if is_needed:
+            raise
+        return []
+    return [run.outcome for run in log.runs if run.outcome]
 
-    `among`: all known sheets. `are_all`: the sheets are all of the migration.
+
+def chosen_sheets(wanted: Sequence[str | Sheet], known: Sequence[Sheet]) -> list[Sheet]:
+    """Return the sheets with these names or slugs, each once. Raises `InvalidInput` for an unknown one."""
+    if isinstance(wanted, str) or not wanted:
+        raise InvalidInput("sheets", wanted, "must be a sequence of sheets, and not empty")
+    chosen = [each if isinstance(each, Sheet) else named("sheets", each, known) for each in wanted]
+    return list({sheet.id: sheet for sheet in chosen}.values())
+
+
+def checked_fields(fields: Sequence[str]) -> tuple[str, ...]:
+    """Return names of columns as a request can name them. Raises `InvalidInput`."""
+    for name in fields:
+        if "," in checked_text("fields", name):
+            raise InvalidInput("fields", name, "has a comma, which separates the names in a request")
+    return tuple(fields)
+
+
+async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, are_all: bool) -> list[Downloaded]:
+    """Download `sheets` to `folder/SHEET.csv`, or to `folder/SLUG.csv`. `are_all`: these are all of the migration.
 
     A sheet has the same file name whichever other sheets are downloaded with it. Everything is downloaded and checked
     before any file is put in place. A sheet without rows that the server does not know is left out.
     """
-    every = {sheet.id: sheet.id if fetch.by_slug else sheet.name or sheet.id for sheet in (*among, *sheets)}
+    every = {
+        sheet.id: sheet.id if fetch.by_slug else sheet.name or sheet.id for sheet in (*fetch.known, *sheets)
+    }
     names, wrong_downloads = dict(zip(every, file_names(every.values()), strict=True)), WrongDownloads()
     with ExitStack() as stack:
         parts: list[tuple[Expected, Part]] = []
@@ -120,7 +170,7 @@ async def download(
 
 async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | None:
     attempts = fetch.context.caller.repeated(routes.DOWNLOAD, fetch.ids, on=TRANSIENT, unless=_is_final)
-    missing, job, filtered, starts = 0, None, fetch.honours_filter, 0
+    missing, job, filtered, starts = 0, None, fetch.state.honours_filter, 0
     is_job_refused = False
     while True:
         async with attempts:
@@ -128,7 +178,7 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
                 if job is None:
                     expected = await _fetch_direct(fetch, sheet, part, filtered=filtered)
                     if not filtered:
-                        fetch.context.kept(ClientState).honours_filter = False
+                        fetch.state.honours_filter = False
                     return expected
                 return await _fetch_job(fetch, sheet, part, job)
             except (LinkLost, RunFailed):
@@ -174,7 +224,11 @@ async def _fetch_sheet(fetch: Fetch, sheet: Sheet, part: Part) -> Expected | Non
 
 
 async def _fetch_direct(fetch: Fetch, sheet: Sheet, part: Part, *, filtered: bool) -> Expected:
-    async with fetch.exchange(sheet, filtered=filtered) as answer:
+    query = {"fields": ",".join(fetch.fields)} if fetch.fields else {}
+    query |= {"omit_empty": "true"} if fetch.omit_empty else {}
+    query |= {"filter": fetch.row_filter} if filtered else {}
+    call = Call(endpoint=routes.DOWNLOAD, ids={**fetch.ids, "slug": sheet.id}, query=query, rank=fetch.rank)
+    async with fetch.context.caller.stream(call) as answer:
         expected = fetch.expected(
             sheet,
             total=_number(answer.headers.get("X-Total-Records", "")),
@@ -203,7 +257,7 @@ async def _check(fetch: Fetch, part: Part, expected: Expected) -> None:
     A file without even a header, or without that end, counts if the same bytes come twice.
     """
     await in_thread(part.check, expected.check)
-    state = fetch.context.kept(ClientState)
+    state = fetch.state
     if part.is_empty:
         await in_thread(part.check_unended_line)
     elif part.ends_with_line_end:

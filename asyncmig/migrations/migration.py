@@ -16,7 +16,7 @@ from asyncmig.customers.paths import Inputs
 from asyncmig.errors import InvalidInput
 from asyncmig.migrations import routes
 from asyncmig.migrations.connections import SourceConnection
-from asyncmig.migrations.downloads import Fetch, download
+from asyncmig.migrations.downloads import Fetch, checked_fields, chosen_sheets, download, find_sheets
 from asyncmig.migrations.expected import Downloaded, RowFilter
 from asyncmig.migrations.export_jobs import ExportJob, start_export
 from asyncmig.migrations.knowledge import Knowledge
@@ -24,7 +24,6 @@ from asyncmig.migrations.log import Log, read_log, settled
 from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.sheets import checked_fields, chosen_sheets, find_sheets
 from asyncmig.migrations.starts import Noted, Starter
 from asyncmig.migrations.state import ClientState, MigrationState
 from asyncmig.migrations.thread import BEGINNING, Event, Include, checked_include, thread_pages
@@ -384,11 +383,11 @@ class Migration:
             row_filter=filter,
             report=report,
             rank=rank,
+            known=known,
             by_slug=by_slug,
-            names=frozenset(sheet.name or "" for sheet in known),
             checks=self._checks,
         )
-        return await download(fetch, wanted, folder, among=known, are_all=sheets is None)
+        return await download(fetch, wanted, folder, are_all=sheets is None)
 
     @checked_call
     async def export_job(

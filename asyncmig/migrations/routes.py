@@ -1,6 +1,7 @@
 """The endpoints and run lifecycles of the API generation "migrations", as tables."""
 
 from dataclasses import replace
+from functools import partial
 
 from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
 from asyncmig._core.lifecycle import Lifecycle
@@ -62,56 +63,17 @@ EXPORT = replace(
     terminal=frozenset({"completed", "failed"}),
 )
 
-_START_ADVICE = (
-    "Look at the migration's log and thread (`migration.log()`, `migration.events()`): if neither shows the run, "
-    "start it again."
-)
+_READ = partial(Endpoint, method="GET", repeat=Repeat.ALWAYS, budgets=("reads",))
+_WRITE = partial(Endpoint, repeat=Repeat.ALWAYS, budgets=("writes",))
 
-LIST_SOURCES = Endpoint(
-    name="list sources",
-    method="GET",
-    template="/sources",
-    repeat=Repeat.ALWAYS,
-    largest_reply=LARGEST_LIST,
-    budgets=("reads",),
-)
-UPDATE_SOURCE = Endpoint(
-    name="update source",
-    method="PATCH",
-    template="/sources/{source}",
-    repeat=Repeat.ALWAYS,
-    budgets=("writes",),
-)
-PIN_SOURCE = Endpoint(
-    name="pin source",
-    method="POST",
-    template="/sources/{source}/pin",
-    repeat=Repeat.ALWAYS,
-    budgets=("writes",),
-)
-SOURCE_KNOWLEDGE = Endpoint(
-    name="read source knowledge",
-    method="GET",
-    template="/sources/{source}/knowledge",
-    repeat=Repeat.ALWAYS,
-    budgets=("writes",),
-)
+LIST_SOURCES = _READ(name="list sources", template="/sources", largest_reply=LARGEST_LIST)
+UPDATE_SOURCE = _WRITE(name="update source", method="PATCH", template="/sources/{source}")
+PIN_SOURCE = _WRITE(name="pin source", method="POST", template="/sources/{source}/pin")
+SOURCE_KNOWLEDGE = _WRITE(name="read source knowledge", method="GET", template="/sources/{source}/knowledge")
 WRITE_SOURCE_KNOWLEDGE = replace(SOURCE_KNOWLEDGE, name="write source knowledge", method="PATCH")
-LIST_TEMPLATES = replace(LIST_SOURCES, name="list templates", template="/templates")
-READ_TEMPLATE = Endpoint(
-    name="read template",
-    method="GET",
-    template="/templates/{slug}",
-    repeat=Repeat.ALWAYS,
-    largest_reply=LARGEST_LIST,
-    budgets=("reads",),
-)
-UPDATE_TEMPLATE = replace(
-    READ_TEMPLATE,
-    name="update template",
-    method="PATCH",
-    budgets=("writes",),
-)
+LIST_TEMPLATES = _READ(name="list templates", template="/templates", largest_reply=LARGEST_LIST)
+READ_TEMPLATE = _READ(name="read template", template="/templates/{slug}", largest_reply=LARGEST_LIST)
+UPDATE_TEMPLATE = replace(READ_TEMPLATE, name="update template", method="PATCH", budgets=("writes",))
 CREATE_MIGRATION = Endpoint(
     name="create migration",
     method="POST",
@@ -126,28 +88,16 @@ CREATE_ANONYMOUS = replace(
     advice="Look for the migration in the provider's app. Without an external id no request can find it.",
 )
 """Create a migration without an external id: a repeat could create a second one."""
-CREATE_UPLOADS = Endpoint(
-    name="create uploads",
-    method="POST",
-    template="/migrations/{id}/files",
-    repeat=Repeat.ALWAYS,
-    budgets=("writes",),
-)
+CREATE_UPLOADS = _WRITE(name="create uploads", method="POST", template="/migrations/{id}/files")
 PUT_BYTES = Endpoint(name="put bytes", method="PUT", template="{signed_url}", repeat=Repeat.ALWAYS)
-LIST_FILES = Endpoint(
+LIST_FILES = _READ(
     name="list files",
-    method="GET",
     template="/migrations/{id}/files",
-    repeat=Repeat.ALWAYS,
     largest_reply=LARGEST_LIST,
     budgets=("reads", "writes"),
 )
-SAVE_CONNECTION = Endpoint(
-    name="save connection",
-    method="POST",
-    template="/migrations/{id}/source-connection",
-    repeat=Repeat.ALWAYS,  # creates or updates in place
-    budgets=("writes",),
+SAVE_CONNECTION = _WRITE(  # creates or updates in place
+    name="save connection", method="POST", template="/migrations/{id}/source-connection"
 )
 READ_CONNECTION = replace(SAVE_CONNECTION, name="read connection", method="GET")
 DELETE_CONNECTION = replace(SAVE_CONNECTION, name="delete connection", method="DELETE")
@@ -161,30 +111,20 @@ START_RUN = Endpoint(
     template="/migrations/{id}/runs",
     repeat=Repeat.NEVER,  # a repeat when nothing is active starts another run
     lane=Lane.DECIDE,
-    advice=_START_ADVICE,
+    advice=(
+        "Look at the migration's log and thread (`migration.log()`, `migration.events()`): if neither shows the run, "
+        "start it again."
+    ),
     budgets=("agent",),
     run_order=0,
 )
 """Start update, clarify or execute. They go before `GENERATE`, because their results are already prepared."""
-GENERATE = replace(
-    START_RUN,
-    lane=Lane.WORK,
-    budgets=("agent", "generate"),
-    run_order=1,
-)
-READ_RUN = Endpoint(
-    name="read run",
-    method="GET",
-    template="/migrations/{id}/runs/{run_id}",
-    repeat=Repeat.ALWAYS,
-    lane=Lane.POLL,
-    budgets=("reads",),
-)
-CANCEL_RUN = Endpoint(
+GENERATE = replace(START_RUN, lane=Lane.WORK, budgets=("agent", "generate"), run_order=1)
+READ_RUN = _READ(name="read run", template="/migrations/{id}/runs/{run_id}", lane=Lane.POLL)
+CANCEL_RUN = replace(
+    READ_RUN,
     name="cancel run",
     method="PATCH",
-    template="/migrations/{id}/runs/{run_id}",
-    repeat=Repeat.ALWAYS,
     lane=Lane.DECIDE,  # must not wait behind polls
     budgets=("reads", "writes"),  # of several, because the server may count it in a third one
 )
@@ -203,32 +143,15 @@ SUBMIT_CREDENTIALS = replace(
     template="/migrations/{id}/runs/{run_id}/credentials",
     advice="Read the run: if it still waits for credentials, submit them again.",
 )
-PREVIEW = Endpoint(
-    name="preview",
-    method="GET",
-    template="/migrations/{id}/preview",
-    repeat=Repeat.ALWAYS,
-    largest_reply=LARGEST_LIST,
-    budgets=("reads",),
-)
+PREVIEW = _READ(name="preview", template="/migrations/{id}/preview", largest_reply=LARGEST_LIST)
 THREAD = replace(PREVIEW, name="thread", template="/migrations/{id}/thread")
-STREAM_THREAD = Endpoint(
+STREAM_THREAD = _READ(
     name="stream",
-    method="GET",
     template="/migrations/{id}/thread/stream",
-    repeat=Repeat.ALWAYS,
     lane=Lane.POLL,
     quiet_for=330.0,  # the server ends a stream after about five minutes
-    budgets=("reads",),
 )
-DOWNLOAD = Endpoint(
-    name="download",
-    method="GET",
-    template="/migrations/{id}/exports/{slug}.csv",
-    repeat=Repeat.ALWAYS,
-    sends_html=False,
-    budgets=("reads",),
-)
+DOWNLOAD = _READ(name="download", template="/migrations/{id}/exports/{slug}.csv", sends_html=False)
 START_EXPORT = Endpoint(
     name="start export job",
     method="POST",
@@ -237,13 +160,6 @@ START_EXPORT = Endpoint(
     advice="Start it again: an export changes nothing. While the lost one runs, the server answers 409.",
     budgets=("jobs",),
 )
-READ_EXPORT = Endpoint(
-    name="read export job",
-    method="GET",
-    template="/migrations/{id}/exports/jobs/{job_id}",
-    repeat=Repeat.ALWAYS,
-    lane=Lane.POLL,
-    budgets=("reads",),
-)
+READ_EXPORT = _READ(name="read export job", template="/migrations/{id}/exports/jobs/{job_id}", lane=Lane.POLL)
 FETCH_EXPORT = Endpoint(name="fetch export", method="GET", template="{download_url}", repeat=Repeat.ALWAYS)
 READ_LOG = replace(PREVIEW, name="log", template="/migrations/{id}/log")

@@ -14,9 +14,9 @@ from asyncmig.customers.files import write_whole
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
 from asyncmig.errors import ApiError, AuthError, BadRequest, NoAnswer, NotFound, SessionClosed
+from asyncmig.migrations.downloads import find_sheets
 from asyncmig.migrations.log import Log
 from asyncmig.migrations.migration import Migration
-from asyncmig.migrations.sheets import find_sheets
 from asyncmig.migrations.wire import Report
 from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.record import is_delivered
