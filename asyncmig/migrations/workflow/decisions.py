@@ -11,6 +11,7 @@ from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.customers.decisions import (
     Answer,
     Approve,
+    Cancel,
     Change,
     Credentials,
     Decision,
@@ -19,22 +20,67 @@ from asyncmig.customers.decisions import (
 )
 from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.previews import Preview
-from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.questions import NeedsAttention, Option, Question, check_answers
 from asyncmig.errors import Conflict, InvalidInput, RunError
 from asyncmig.journal import JournalPort
-from asyncmig.migrations import routes
+from asyncmig.migrations import routes, wire
 from asyncmig.migrations.answers import CredentialsNeeded, Questions
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.workflow.attention import SUPPORTED, attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, open_run, with_version
 from asyncmig.migrations.workflow.record import API, Record, keeper_of
 from asyncmig.records.decisions import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["cancel", "decide_parked", "look"]
+__all__ = ["SUPPORTED", "attention_of", "cancel", "check_fits", "decide_parked", "look"]
 
 _PATIENCE = 120.0
 """Seconds after which a server that does not answer counts as away."""
+
+
+SUPPORTED = (Approve, Reject, Answer, Credentials, Change, Cancel)
+"""The decisions of this API generation."""
+_FITTING: dict[str, tuple[type[Decision], ...]] = {
+    "preview": (Approve, Change, Reject, Cancel),
+    "questions": (Answer, Reject, Cancel),
+    "credentials": (Credentials, Reject, Cancel),
+}
+
+
+def attention_of(result: Questions | CredentialsNeeded | Preview) -> NeedsAttention:
+    """Return what a person has to decide."""
+    match result:
+        case Preview():
+            return NeedsAttention(kind="preview", preview=result)
+        case CredentialsNeeded():
+            return NeedsAttention(kind="credentials", credentials=result.request)
+        case Questions():
+            questions = tuple(map(_question, result.questions))
+            return NeedsAttention(kind="questions", questions=questions, reason=result.reason)
+
+
+def check_fits(attention: NeedsAttention, decision: Decision) -> None:
+    """Raise `InvalidInput` for a decision that does not fit what a run waits for, or that was not offered."""
+    fitting = _FITTING.get(attention.kind, ())
+    if not isinstance(decision, fitting):
+        names = ", ".join(case.__name__ for case in fitting)
+        kind = type(decision).__name__
+        raise InvalidInput("decision", kind, f"does not fit a run that waits for {attention.kind}: {names}")
+    if isinstance(decision, Approve) and decision.answers:
+        raise InvalidInput("answers", decision.answers, "cannot be given with the approval of a preview")
+    if isinstance(decision, Answer):
+        check_answers(attention, decision.answers)
+        if not attention.questions:
+            raise InvalidInput("answers", decision.answers, "the run shows no question")
+
+
+def _question(question: wire.Question) -> Question:
+    return Question(
+        id=question.id,
+        prompt=question.prompt,
+        context=question.context,
+        options=tuple(Option(id=option.id, label=option.label) for option in question.options),
+        allow_custom=question.allow_custom,
+    )
 
 
 async def look(context: SessionContext, record: Record) -> NeedsAttention | None:
@@ -96,10 +142,8 @@ async def _decide(
         return await keep_shown(keeper, attention, refused="")
     try:
         match decision:
-            case Answer():
+            case Answer() | Credentials():
                 await operations.answer(run, decision, shown)
-            case Credentials():
-                await operations.submit(run, decision, shown)
             case Approve() | Change():
                 await keeper.write("decide", decision=decision, decided_for=shown.digest, outcome=None)
                 return "recorded"

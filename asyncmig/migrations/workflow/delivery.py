@@ -3,7 +3,6 @@
 import asyncio
 from functools import partial
 from pathlib import Path
-from typing import final
 
 import msgspec
 
@@ -11,18 +10,15 @@ from asyncmig._core.decode import Unreadable, decode
 from asyncmig._io.context import SessionContext
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.files import write_whole
-from asyncmig.customers.options import MigrationOptions
-from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, Outcome
+from asyncmig.customers.outcome import Delivered, Downloaded, ImportReport, RowFilter
 from asyncmig.errors import ApiError, AuthError, BadRequest, NoAnswer, NotFound, SessionClosed
 from asyncmig.migrations.downloads import find_sheets
 from asyncmig.migrations.log import Log
 from asyncmig.migrations.migration import Migration
-from asyncmig.migrations.wire import Report
 from asyncmig.migrations.workflow.record import Record
-from asyncmig.records.record import is_delivered
 from asyncmig.records.record_keeper import RecordKeeper
 
-__all__ = ["Delivery"]
+__all__ = ["deliver"]
 
 _LOG_DATA, _LOG_TEXT = "log.json", "log.md"
 _AWAY = 3
@@ -33,86 +29,70 @@ _LONGEST_WAIT = 600.0
 """Seconds for which a log that is not settled is waited for."""
 
 
-@final
-class Delivery:
-    """The last step of one migration. `folder` gets the sheets and the log."""
+async def deliver(
+    context: SessionContext,
+    keeper: RecordKeeper[Record],
+    migration: Migration,
+    folder: Path,
+    row_filter: RowFilter,
+) -> Delivered:
+    """Download and verify the sheets and the log of an executed migration."""
+    report = keeper.record.report
+    assert report is not None
+    keeper.begin("downloading")
+    names = {sheet.name for sheet in migration.sheets}
+    added = any(count.rows and count.template_name not in names for count in report.per_sheet)
+    if added or not migration.sheets:  # the run has other sheets, or no create response listed them
+        find = partial(find_sheets, context, migration.id, report)
+        found = (*migration.sheets, *await keeper.retry_while_away(find))
+        migration.sheets = tuple({sheet.id: sheet for sheet in found}.values())
+    download = partial(
+        migration.download, to=folder, filter=row_filter, by_slug=True, report=report, rank=keeper.rank
+    )
+    files = await keeper.retry_while_away(download)
+    log = await _deliver_log(keeper, migration, folder)
+    replaced = _replaced(log)
+    for note in _notes(files):
+        keeper.note(note)
+    if replaced:
+        keeper.note("the import replaced existing data of the workbook")
+    return Delivered(
+        **keeper.outcome_fields(),
+        files=tuple(files),
+        row_filter=row_filter,
+        report=msgspec.convert(report, ImportReport, from_attributes=True),
+        replaced_existing_data=replaced,
+    )
 
-    __slots__ = ("_context", "_folder", "_keeper", "_options")
 
-    def __init__(
-        self, context: SessionContext, keeper: RecordKeeper[Record], folder: Path, options: MigrationOptions
-    ) -> None:
-        self._context, self._keeper = context, keeper
-        self._folder, self._options = folder, options
-
-    def is_done(self, outcome: Outcome | None) -> bool:
-        """Return whether the sheets that the options ask for were delivered."""
-        return is_delivered(outcome, self._folder, self._options.row_filter)
-
-    async def deliver(self, migration: Migration, report: Report) -> Outcome:
-        """Download and verify the sheets and the log."""
-        keeper = self._keeper
-        keeper.begin("downloading")
-        names = {sheet.name for sheet in migration.sheets}
-        added = any(count.rows and count.template_name not in names for count in report.per_sheet)
-        if added or not migration.sheets:  # the run has other sheets, or no create response listed them
-            find = partial(find_sheets, self._context, migration.id, report)
-            found = (*migration.sheets, *await keeper.retry_while_away(find))
-            migration.sheets = tuple({sheet.id: sheet for sheet in found}.values())
-        files = await self._download(migration, report)
-        log = await self._log(migration)
-        replaced = _replaced(log)
-        for note in _notes(files):
-            keeper.note(note)
-        if replaced:
-            keeper.note("the import replaced existing data of the workbook")
-        return Delivered(
-            **keeper.outcome_fields(),
-            files=tuple(files),
-            row_filter=self._options.row_filter,
-            report=msgspec.convert(report, ImportReport, from_attributes=True),
-            replaced_existing_data=replaced,
-        )
-
-    async def _download(self, migration: Migration, report: Report) -> list[Downloaded]:
-        attempts = self._keeper.while_away()
-        while True:
-            async with attempts:
-                return await migration.download(
-                    to=self._folder,
-                    filter=self._options.row_filter,
-                    by_slug=True,
-                    report=report,
-                    rank=self._keeper.rank,
-                )
-
-    async def _log(self, migration: Migration) -> Log | None:
-        """Write `log.json` and `log.md`, and return the log; None if the server does not give it."""
-        attempt, content, text = 1, b"", ""
-        while not content:
-            try:
-                async with asyncio.timeout(_LONGEST_WAIT):
-                    content, text = await _read_log(migration)
-            except (AuthError, SessionClosed):
-                raise
-            except (ApiError, NoAnswer, TimeoutError) as error:
-                if attempt == _AWAY or isinstance(error, TimeoutError):
-                    reason = str(error) or "another run of the migration is in progress"
-                    self._keeper.note(f"the log could not be read: {reason}")
-                    return None
-                attempt += 1
-                await asyncio.sleep(_BETWEEN)
-        await in_thread(self._write_log, content, text)
+async def _deliver_log(keeper: RecordKeeper[Record], migration: Migration, folder: Path) -> Log | None:
+    """Write `log.json` and `log.md`, and return the log; None if the server does not give it."""
+    attempt, content, text = 1, b"", ""
+    while not content:
         try:
-            return decode(content, Log)
-        except Unreadable:
-            return None
+            async with asyncio.timeout(_LONGEST_WAIT):
+                content, text = await _read_log(migration)
+        except (AuthError, SessionClosed):
+            raise
+        except (ApiError, NoAnswer, TimeoutError) as error:
+            if attempt == _AWAY or isinstance(error, TimeoutError):
+                reason = str(error) or "another run of the migration is in progress"
+                keeper.note(f"the log could not be read: {reason}")
+                return None
+            attempt += 1
+            await asyncio.sleep(_BETWEEN)
+    await in_thread(_write_log, folder, content, text)
+    try:
+        return decode(content, Log)
+    except Unreadable:
+        return None
 
-    def _write_log(self, content: bytes, text: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self._folder / _LOG_DATA, content)
-        if text:
-            write_whole(self._folder / _LOG_TEXT, text.encode())
+
+def _write_log(folder: Path, content: bytes, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / _LOG_DATA, content)
+    if text:
+        write_whole(folder / _LOG_TEXT, text.encode())
 
 
 async def _read_log(migration: Migration) -> tuple[bytes, str]:

@@ -24,12 +24,10 @@ from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.uploads import check_limits
 from asyncmig.migrations.wire import Template
 from asyncmig.migrations.workflow import preparation
-from asyncmig.migrations.workflow.attention import SUPPORTED
-from asyncmig.migrations.workflow.decisions import cancel, decide_parked, look
-from asyncmig.migrations.workflow.journal_words import words_of
+from asyncmig.migrations.workflow.decisions import SUPPORTED, cancel, decide_parked, look
 from asyncmig.migrations.workflow.migrate import CustomerMigration, refused_change
 from asyncmig.migrations.workflow.operations import open_run
-from asyncmig.migrations.workflow.record import Record, read_record
+from asyncmig.migrations.workflow.record import Record, read_record, words_of
 from asyncmig.records.decisions import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 

@@ -21,11 +21,12 @@ from asyncmig.errors import ApiError, NoRunSlot, NotFound
 from asyncmig.journal import ClaimPort
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.state import WorkPermit, is_refusal
-from asyncmig.migrations.workflow.delivery import Delivery
+from asyncmig.migrations.workflow.delivery import deliver
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.preparation import Preparation
 from asyncmig.migrations.workflow.record import Record, keeper_of
 from asyncmig.migrations.workflow.run_driver import RunDriver
+from asyncmig.records.record import is_delivered
 from asyncmig.records.workflow import Workflow
 
 __all__ = ["CustomerMigration", "refused_change"]
@@ -35,7 +36,7 @@ __all__ = ["CustomerMigration", "refused_change"]
 class CustomerMigration(Workflow[Record]):
     """The steps of one call, from the input files to the delivered sheets."""
 
-    __slots__ = ("_delivery", "_driver", "_operations", "_preparation")
+    __slots__ = ("_driver", "_operations", "_preparation")
 
     def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
         keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
@@ -43,7 +44,6 @@ class CustomerMigration(Workflow[Record]):
         self._operations = Operations(context, keeper)
         self._preparation = Preparation(context, call.spec, keeper, self._operations, call.options)
         self._driver = RunDriver(context, keeper, self._operations, call.to, call.options)
-        self._delivery = Delivery(context, keeper, call.to, call.options)
 
     def _with_notes(self, outcome: Outcome) -> Outcome:
         notes = dict.fromkeys((*outcome.notes, *self._keeper.record.remarks, *self._keeper.notes))
@@ -65,11 +65,12 @@ class CustomerMigration(Workflow[Record]):
                 run = await preparation.look_first()
             if run is None or not await self._is_executed(run):
                 await preparation.upload()
-            ended = await self._driver.to_the_end(reads_live=preparation.reads_live)
+            reads_live = None if self._spec.connection is None else True  # None: the server's default
+            ended = await self._driver.to_the_end(reads_live=reads_live)
             if ended is not None:
                 return ended
-        assert keeper.record.report is not None
-        return await self._delivery.deliver(self._operations.migration, keeper.record.report)
+        migration = self._operations.migration
+        return await deliver(self._context, keeper, migration, self._to, self._options.row_filter)
 
     async def _is_executed(self, run: Run) -> bool:
         """Return whether an earlier run of an existing migration was executed, so that new files are too late."""
@@ -128,7 +129,7 @@ class CustomerMigration(Workflow[Record]):
         """Return the recorded outcome if no work is left, or None."""
         outcome = self._keeper.record.outcome
         is_failed = isinstance(outcome, Failed) and outcome.status is not None
-        return outcome if is_failed or self._delivery.is_done(outcome) else None
+        return outcome if is_failed or is_delivered(outcome, self._to, self._options.row_filter) else None
 
     async def _begin_again(self, outcome: Outcome) -> bool:
         """Start a failed run again, if the options ask for it. Return whether it was."""

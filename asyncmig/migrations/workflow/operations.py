@@ -13,7 +13,7 @@ import msgspec
 
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.decisions import Answer, Approve, Change, Credentials
+from asyncmig.customers.decisions import Answer, Credentials
 from asyncmig.customers.previews import Preview
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.status import wall_clock
@@ -29,8 +29,7 @@ from asyncmig.migrations.starts import Noted, active_run_id
 from asyncmig.migrations.state import ClientState, WorkPermit, is_refusal
 from asyncmig.migrations.thread import BEGINNING, last_sequence
 from asyncmig.migrations.wire import Kind, RunState
-from asyncmig.migrations.workflow.attention import marks_of
-from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer
+from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer, marks_of
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
 __all__ = ["Operations", "open_run", "with_version"]
@@ -39,6 +38,7 @@ _CANCELS, _BETWEEN_CANCELS = 10, 30.0
 """How often the cancel of a run that stays blocked is repeated, and the seconds between two cancels."""
 _REFUSED = (BadRequest, Conflict, NotFound)
 """Definite refusals: the request has changed nothing."""
+_OTHER_RUN = "a run that another client had started was in progress"
 
 
 @final
@@ -67,6 +67,17 @@ class Operations:
             shared.created(asyncio.get_running_loop().time() - seconds_since(record.created_at))
         return self._migration
 
+    @property
+    def operation(self) -> OperationRecord:
+        """The present operation, which exists."""
+        operation = self._keeper.record.operation
+        assert operation is not None
+        return operation
+
+    def changed(self, **changes: object) -> OperationRecord:
+        """Return the present operation with changes."""
+        return msgspec.structs.replace(self.operation, **changes)
+
     # Starts
 
     async def start(self, kind: Kind, message: str | None = None, *, reads_live: bool | None = None) -> Run:
@@ -78,7 +89,6 @@ class Operations:
         """
         keeper = self._keeper
         before, decision = keeper.record.operation, keeper.record.decision
-        pending = before if before is not None and before.run_id is None else None
         keeper.begin("starting", kind)
 
         async def noted(point: StartPoint) -> None:
@@ -91,30 +101,22 @@ class Operations:
             run = await self._permit.working(keeper.retry_while_away(send))
         except ApiError as error:
             run_id = active_run_id(error) if isinstance(error, Conflict) else None
-            is_start = error.endpoint == START_RUN.template and error.method == START_RUN.method
             if run_id is None:
-                if is_start and (isinstance(error, _REFUSED) or is_refusal(error)):
-                    await self._refused(before, pending)
-                log = None
-                if is_start and isinstance(error, Conflict) and not error.after_doubt:
-                    log = await self._log_after_wait()
-                if log is not None and kind == "generate":
+                log = await self._after_refusal(error, before)
+                if log is None:
+                    raise
+                if kind == "generate":
                     return await self.start(kind, message, reads_live=reads_live)
-                if log is not None:
-                    return await self._read_again(log, decision)
-                raise
-            found = await self._recovered(run_id) if error.after_doubt and kind == "execute" else None
-            if found is None:
-                return await self._found(run_id)
-            run = found
-        operation = keeper.record.operation
-        assert operation is not None
-        await keeper.keep(
-            "started",
-            operation=msgspec.structs.replace(
-                operation, run_id=run.id, is_acknowledged=run.is_acknowledged, started_at=wall_clock()
-            ),
-        )
+                if decision is not None:  # it is for the old preview: that of the last run may be another one
+                    await keeper.write("decide", decision=decision)
+                return await self.found(log.runs[-1].run_id if log.runs else "")
+            recovered = await self._recovered(run_id) if error.after_doubt and kind == "execute" else None
+            if recovered is None:
+                keeper.note(_OTHER_RUN)
+                return await self.found(run_id, "waits for another import")
+            run = recovered
+        started = self.changed(run_id=run.id, is_acknowledged=run.is_acknowledged, started_at=wall_clock())
+        await keeper.keep("started", operation=started)
         self._run = run
         return run
 
@@ -137,153 +139,120 @@ class Operations:
 
     async def _recovered(self, run_id: str) -> Run | None:
         """Wait until another client's run has ended. Return the run that our unanswered start has begun, if any."""
-        keeper = self._keeper
         with contextlib.suppress(RunError):
             await self.migration.run(run_id).wait(through_parks=True)
-        operation = keeper.record.operation
-        assert operation is not None
-        assert operation.point is not None
-        return await keeper.retry_while_away(partial(self.migration.recover, operation.point))
+        point = self.operation.point
+        assert point is not None
+        return await self._keeper.retry_while_away(partial(self.migration.recover, point))
 
-    async def _log_after_wait(self) -> Log | None:
-        """Wait while a run is in progress that a refusal did not name, and return the log then.
+    async def _after_refusal(self, error: ApiError, before: OperationRecord | None) -> Log | None:
+        """Record that a start was refused: the run is as it was `before`.
 
+        If a run is in progress that the refusal does not name, wait until it has ended, and return the log then.
         Returns None if there was no such run, or if the log does not tell.
         """
+        if (error.method, error.endpoint) != (START_RUN.method, START_RUN.template):
+            return None
+        if isinstance(error, _REFUSED) or is_refusal(error):
+            if before is not None and before.run_id is None and before.point is not None:
+                run_id = before.point.run_id  # the journal has no operation before that start
+                before = None if run_id is None else OperationRecord(kind=None, run_id=run_id, is_over=True)
+            if self._keeper.record.operation != before:
+                await self._keeper.keep("refused", operation=before)
+            if before is None or before.is_over:
+                self._context.runs.left(self.migration.id)
+        if not isinstance(error, Conflict) or error.after_doubt:
+            return None
         has_waited = False
         while True:
             try:
                 log = await self.migration.log()
-            except Conflict as error:
-                if status_of(error) not in ("queued", "running"):
+            except Conflict as not_settled:
+                if status_of(not_settled) not in ("queued", "running"):
                     return None
-                self._keeper.note("a run that another client had started was in progress")
+                self._keeper.note(_OTHER_RUN)
                 has_waited = True
-                await asyncio.sleep(retry_after_of(error))
+                await asyncio.sleep(retry_after_of(not_settled))
             except (ApiError, *TRANSIENT):
                 return None
             else:
                 return log if has_waited else None
 
-    async def _read_again(self, log: Log, decision: Approve | Change | None) -> Run:
-        """Return the last run in the log, whose preview may be another one; the decision is for the old one."""
-        if decision is not None:
-            await self._keeper.write("decide", decision=decision)
-        return await self.found(log.runs[-1].run_id if log.runs else "")
-
-    async def _refused(self, before: OperationRecord | None, pending: OperationRecord | None) -> None:
-        """Record that a start was refused: the run is as it was before."""
-        if pending is not None and pending.point is not None:  # the journal has no operation before that one
-            run_id = pending.point.run_id
-            before = None if run_id is None else OperationRecord(kind=None, run_id=run_id, is_over=True)
-        if self._keeper.record.operation != before:
-            await self._keeper.keep("refused", operation=before)
-        if before is None or before.is_over:
-            self._context.runs.left(self.migration.id)
-
-    async def _found(self, run_id: str) -> Run:
-        """Record another client's run that is in progress, and return it."""
-        self._keeper.note("a run that another client had started was in progress")
+    async def found(self, run_id: str, entry: Literal["found", "waits for another import"] = "found") -> Run:
+        """Record a run that another client or an earlier process started, and return it."""
         found = OperationRecord(kind=None, run_id=run_id, started_at=wall_clock())
-        await self._keeper.keep("waits for another import", operation=found, generated_with=None)
-        return await self._open()
-
-    async def found(self, run_id: str) -> Run:
-        """Record an earlier run of an existing migration, and return it."""
-        found = OperationRecord(kind=None, run_id=run_id, started_at=wall_clock())
-        await self._keeper.keep("found", operation=found, generated_with=None)
+        await self._keeper.keep(entry, operation=found, generated_with=None)
         return await self._open()
 
     # The run in the journal
 
     async def run(self) -> Run:
         """Return the run of the journal, followed from where it was left."""
-        operation = self._keeper.record.operation
-        if self._run is not None and operation is not None and self._run.id == operation.run_id:
+        if self._run is not None and self._run.id == self.operation.run_id:
             return self._run
         return await self._open()
 
     async def _open(self) -> Run:
         self._run = run = open_run(self._context, self._keeper.record)
-        operation = self._keeper.record.operation
-        if operation is not None and operation.answer is not None and not operation.answer.is_acknowledged:
-            await self._find_answer(run, operation.answer)
+        answer = self.operation.answer
+        if answer is not None and not answer.is_acknowledged:
+            await self._find_answer(run, answer)
         return run
 
     async def note_id(self, run: Run) -> None:
         """Record the id of the run if the client has learnt another one: an execution may have a run of its own."""
-        operation = self._keeper.record.operation
-        if operation is not None and operation.run_id is not None and run.id not in ("", operation.run_id):
-            await self._keeper.keep("found", operation=msgspec.structs.replace(operation, run_id=run.id))
+        if self.operation.run_id is not None and run.id not in ("", self.operation.run_id):
+            await self._keeper.keep("found", operation=self.changed(run_id=run.id))
 
     # Answers
 
-    async def answer(self, run: Run, decision: Answer, attention: NeedsAttention) -> None:
-        """Answer the questions of a blocked run. Raises as `Run.answer`."""
-        keeper, marks = self._keeper, tuple(sorted(marks_of(attention)))
-        keeper.begin("deciding", "answer")
-        noted = partial(self._noted_answer, decision, marks)
-        await run.answer(decision.answers, noted=noted, rank=keeper.rank)
-        await self._answered()
+    async def answer(self, run: Run, decision: Answer | Credentials, attention: NeedsAttention) -> None:
+        """Send the answers or the credentials that a blocked run waits for. Raises as `Run.answer`.
 
-    async def submit(self, run: Run, decision: Credentials, attention: NeedsAttention) -> None:
-        """Submit the credentials that a blocked run waits for. The journal has no values."""
+        The journal has no values of credentials.
+        """
         keeper, request = self._keeper, attention.credentials
-        keeper.begin("deciding", "credentials")
-        await run.submit_credentials(
-            decision.credentials,
-            connection_id=request.connection_id if request else None,
-            noted=partial(self._noted_answer, None, tuple(marks_of(attention))),
-            rank=keeper.rank,
-        )
+        keeper.begin("deciding", "answer" if isinstance(decision, Answer) else "credentials")
+
+        async def noted(point: AnswerPoint) -> None:
+            sent = SentAnswer(point=point, marks=tuple(sorted(marks_of(attention))), at=wall_clock())
+            answers = decision.answers if isinstance(decision, Answer) else None
+            await keeper.write("answer", operation=self.changed(answer=sent), answers=answers or {})
+
+        if isinstance(decision, Answer):
+            await run.answer(decision.answers, noted=noted, rank=keeper.rank)
+        else:
+            await run.submit_credentials(
+                decision.credentials,
+                connection_id=request.connection_id if request else None,
+                noted=noted,
+                rank=keeper.rank,
+            )
         await self._answered()
 
     async def waits(self) -> None:
         """Record that the run waits for something, after the answer that was sent last."""
-        operation = self._keeper.record.operation
-        if operation is not None and operation.answer is not None:
-            await self._keeper.keep("blocked", operation=msgspec.structs.replace(operation, answer=None))
-
-    async def _noted_answer(
-        self, decision: Answer | None, marks: tuple[str, ...], point: AnswerPoint
-    ) -> None:
-        operation = self._keeper.record.operation
-        assert operation is not None
-        sent = SentAnswer(point=point, marks=marks, at=wall_clock())
-        await self._keeper.write(
-            "answer",
-            operation=msgspec.structs.replace(operation, answer=sent),
-            answers={} if decision is None else decision.answers,
-        )
+        if self.operation.answer is not None:
+            await self._keeper.keep("blocked", operation=self.changed(answer=None))
 
     async def _answered(self) -> None:
-        operation = self._keeper.record.operation
-        assert operation is not None
-        sent = operation.answer
+        sent = self.operation.answer
         assert sent is not None
-        await self._keeper.keep(
-            "answered",
-            operation=msgspec.structs.replace(
-                operation,
-                answer=msgspec.structs.replace(sent, is_acknowledged=True),
-                answered=tuple(sorted({*operation.answered, *sent.marks})),
-            ),
-            blocked_at=0.0,
-            outcome=None,
+        operation = self.changed(
+            answer=msgspec.structs.replace(sent, is_acknowledged=True),
+            answered=tuple(sorted({*self.operation.answered, *sent.marks})),
         )
+        await self._keeper.keep("answered", operation=operation, blocked_at=0.0, outcome=None)
 
     async def _find_answer(self, run: Run, sent: SentAnswer) -> None:
         """Find out whether an answer that an earlier process may have sent was accepted, and record that.
 
         If the run still asks the same, the answer is sent once more: it may not have arrived.
         """
-        keeper = self._keeper
         await asyncio.sleep(max(0.0, LAG - seconds_since(sent.at)))  # a read may show an old state
-        state = await keeper.retry_while_away(run.read)
-        operation = keeper.record.operation
-        assert operation is not None
+        state = await self._keeper.retry_while_away(run.read)
         if block_of(state) == block_of(sent.point.shown):
-            await keeper.keep("refused", operation=msgspec.structs.replace(operation, answer=None))
+            await self._keeper.keep("refused", operation=self.changed(answer=None))
             return
         await self._answered()
         run.note_answer(sent.point, age=seconds_since(sent.at))

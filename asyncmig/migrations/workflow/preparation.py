@@ -68,7 +68,10 @@ class Preparation:
         if keeper.record.migration_id is not None:
             return
         if not keeper.record.create_sent:
-            await self._resolve()
+            (found,) = await keeper.retry_while_away(partial(resolve, self._context, [self._spec]))
+            if found.faults:
+                raise found.faults[0]
+            keeper.record = keeper.record.with_spec(found.spec)
         keeper.begin("creating")
         if not keeper.record.create_sent:
             await keeper.write("create", create_sent=True)
@@ -87,14 +90,6 @@ class Preparation:
             existed=not migration.is_new and migration.status != "awaiting_files",
             remarks=tuple(map(_remark, migration.differences)),
         )
-
-    async def _resolve(self) -> None:
-        """Check the names in the record. Raises `InvalidInput` for one that the account does not have."""
-        keeper = self._keeper
-        (found,) = await keeper.retry_while_away(partial(resolve, self._context, [self._spec]))
-        if found.faults:
-            raise found.faults[0]
-        keeper.record = keeper.record.with_spec(found.spec)
 
     async def _post(self) -> Migration:
         record = self._keeper.record
@@ -208,11 +203,6 @@ class Preparation:
         )
         await keeper.retry_while_away(save)
         await keeper.keep("connected", connection=_mark_of(source))
-
-    @property
-    def reads_live(self) -> bool | None:
-        """Whether `generate` reads the live connection; None: the server's default."""
-        return True if self._spec.connection is not None else None
 
 
 def _last(runs: Sequence[LogRun]) -> LogRun | None:

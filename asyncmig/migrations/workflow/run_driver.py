@@ -37,9 +37,9 @@ from asyncmig.migrations.operation import block_of
 from asyncmig.migrations.routes import READ_RUN
 from asyncmig.migrations.runs import Result, Run
 from asyncmig.migrations.wire import Report, RunState
-from asyncmig.migrations.workflow.attention import attention_of, check_fits, marks_of
+from asyncmig.migrations.workflow.decisions import attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, with_version
-from asyncmig.migrations.workflow.record import OperationRecord, Record
+from asyncmig.migrations.workflow.record import OperationRecord, Record, marks_of
 from asyncmig.records.decisions import decide_by_policy
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
@@ -75,39 +75,31 @@ class RunDriver:
 
         `reads_live`: whether `generate` reads the live connection; None is the server's default.
         """
-        keeper, refused = self._keeper, 0
+        keeper, operations, refused = self._keeper, self._operations, 0
         while True:
             run = await self._run(reads_live)
-            operation = self._operation()
+            operation = operations.operation
             if keeper.record.cancel in ("rejected", "canceled"):
                 ended = await self._canceled(run, keeper.record.cancel)
                 if ended is not None:
                     return ended
             keeper.begin("running", operation.kind or "")
-            result: Result | RunError
-            try:
-                result = await run.wait()
-            except RunError as error:
-                result = error
-            except NotFound as error:
-                if error.endpoint != READ_RUN.template or operation.kind not in ("generate", "update"):
-                    raise
-                result = RunFailed(run.id, f"the server has deleted the run: {error.text}")
-            await self._operations.note_id(run)
+            result = await self._result(run)
+            await operations.note_id(run)
             if isinstance(result, RunError):
                 # A process that was interrupted may have canceled the run to release its slot.
                 if keeper.record.cancel == "slot" and isinstance(result, RunCanceled):
                     await self._release()
                     continue
                 return await self._failed(run, result)
-            preview = await self._preview_of(run, operation) if isinstance(result, Report) else None
-            result = preview or result
+            if isinstance(result, Report):
+                result = await self._preview_instead(run, operation) or result
+            if isinstance(result, Report):
+                await self._executed(result)
+                return None
             if isinstance(result, Preview) and self._may_be_shown():
                 versioned = partial(with_version, self._context, keeper.record, result)
                 result = await keeper.retry_while_away(versioned)
-            if isinstance(result, Report):
-                await self._executed(result, operation)
-                return None
             attention = attention_of(result)
             if isinstance(result, Preview) and await self._previewed(result, operation):
                 continue
@@ -123,9 +115,23 @@ class RunDriver:
                 return Pending(**keeper.outcome_fields(), error=str(step), reason="interrupted")
             return step
 
+    async def _result(self, run: Run) -> Result | RunError:
+        """Wait until the operation has ended or the run is blocked."""
+        try:
+            return await run.wait()
+        except RunError as error:
+            return error
+        except NotFound as error:
+            is_run = error.endpoint == READ_RUN.template
+            if not is_run or self._operations.operation.kind not in ("generate", "update"):
+                raise
+            return RunFailed(run.id, f"the server has deleted the run: {error.text}")
+
     def _may_be_shown(self) -> bool:
         """Return whether a person may see the preview, or has decided about it."""
-        decides_alone = self._options.decide in ("approve", "reject") and self._operation().kind != "execute"
+        decides_alone = (
+            self._options.decide in ("approve", "reject") and self._operations.operation.kind != "execute"
+        )
         return self._keeper.record.decision is not None or not decides_alone
 
     async def _run(self, live: bool | None) -> Run:
@@ -139,7 +145,7 @@ class RunDriver:
         live = live if operation.kind == "generate" else None
         return await self._operations.start(operation.kind, operation.message, reads_live=live)
 
-    async def _preview_of(self, run: Run, operation: OperationRecord) -> Preview | None:
+    async def _preview_instead(self, run: Run, operation: OperationRecord) -> Preview | None:
         """Return the preview of a completed run that was not executed: another client may have sent a clarify."""
         if operation.kind == "execute" or run.state is None or run.state.report is not None:
             return None
@@ -150,15 +156,16 @@ class RunDriver:
         except NotFound:
             return None
 
-    async def _executed(self, report: Report, operation: OperationRecord) -> None:
-        if operation.kind != "execute":
-            self._keeper.note("it was executed by another client")
-        with_files, uploads = self._keeper.record.generated_with, self._keeper.record.uploads
-        if late := [] if with_files is None else [file.name for file in uploads[with_files:]]:
-            self._keeper.note(f"not imported, because added after the preview was made: {', '.join(late)}")
-        over = msgspec.structs.replace(self._operation(), is_over=True)
+    async def _executed(self, report: Report) -> None:
+        keeper, with_files = self._keeper, self._keeper.record.generated_with
+        if self._operations.operation.kind != "execute":
+            keeper.note("it was executed by another client")
+        if with_files is not None and (late := keeper.record.uploads[with_files:]):
+            names = ", ".join(file.name for file in late)
+            keeper.note(f"not imported, because added after the preview was made: {names}")
         plain = msgspec.structs.replace(report, coverage=None)
-        await self._keeper.keep("executed", operation=over, report=plain, decision=None)
+        over = self._operations.changed(is_over=True)
+        await keeper.keep("executed", operation=over, report=plain, decision=None)
 
     async def _previewed(self, preview: Preview, operation: OperationRecord) -> bool:
         """Record a preview, and write it to the folder. Return whether it must be made anew, for new files."""
@@ -169,10 +176,9 @@ class RunDriver:
             name, external_id = keeper.record.name, keeper.record.external_id
             await in_thread(partial(write_preview, self._folder, preview, name=name, external_id=external_id))
         if is_new:
-            over = msgspec.structs.replace(self._operation(), is_over=True)
             await keeper.keep(
                 "previewed",
-                operation=over,
+                operation=self._operations.changed(is_over=True),
                 previewed=digest,
                 blocked_at=0.0,
                 invalid_cells=preview.invalid_cells,
@@ -194,7 +200,7 @@ class RunDriver:
 
     async def _failed(self, run: Run, error: RunError) -> Outcome:
         """Return the outcome of a run that failed or was canceled; for an execution, with what it has written."""
-        keeper, operation, state = self._keeper, self._operation(), run.state
+        keeper, operation, state = self._keeper, self._operations.operation, run.state
         text = (state.error if state else None) or error.text or str(error)
         is_prepared = operation.kind in ("generate", "update")
         written: int | None = 0
@@ -208,7 +214,7 @@ class RunDriver:
                 written = 0
         status = "failed" if state is None else state.status
         outcome = Failed(**keeper.outcome_fields(), error=text, step="running", status=status)
-        over = msgspec.structs.replace(operation, is_over=True)
+        over = self._operations.changed(is_over=True)
         await keeper.keep("failed", operation=over, rows_written=written, outcome=outcome, blocked_at=0.0)
         return outcome
 
@@ -227,11 +233,6 @@ class RunDriver:
         except (ApiError, *TRANSIENT):
             return None
         return [entry for entry in log.runs if run.id and entry.run_id == run.id]
-
-    def _operation(self) -> OperationRecord:
-        operation = self._keeper.record.operation
-        assert operation is not None
-        return operation
 
     # Decisions
 
@@ -275,10 +276,8 @@ class RunDriver:
                 await self._operations.start("execute")
             case Change(message=message):
                 await self._operations.start("update", message)
-            case Answer():
+            case Answer() | Credentials():
                 await self._operations.answer(run, decision, attention)
-            case Credentials():
-                await self._operations.submit(run, decision, attention)
             case Reject() | Cancel():
                 return await self._canceled(run, "rejected" if isinstance(decision, Reject) else "canceled")
         return None
@@ -289,7 +288,7 @@ class RunDriver:
         digest = attention.digest
         if record.decision is not None and record.decided_for == digest:
             return record.decision
-        is_again = bool(marks_of(attention) & set(self._operation().answered))
+        is_again = bool(marks_of(attention) & set(self._operations.operation.answered))
         if is_again and attention.kind != "preview":
             what = (
                 "credentials were rejected"
@@ -305,7 +304,11 @@ class RunDriver:
                 first = attention.questions[0].prompt if attention.questions else None
                 refused = error.reason if error.value == first else str(error)  # it is part of `Parked.error`
                 parked = msgspec.structs.replace(parked, refused=refused)
-        if attention.kind == "preview" and self._operation().kind == "execute" and policy != "reject":
+        if (
+            attention.kind == "preview"
+            and self._operations.operation.kind == "execute"
+            and policy != "reject"
+        ):
             refused = "its execution ended with a preview, and may have written rows"
             return msgspec.structs.replace(parked, refused=refused)
         preview = attention.preview
@@ -326,17 +329,16 @@ class RunDriver:
             self._context.runs.waits_for_person(self._operations.migration.id, run.read)
 
     async def _parked(self, run: Run, parked: Parked) -> Outcome | None:
-        """Leave the run to a person; one that is blocked keeps its run slot. Return None if the run continues."""
+        """Leave the run to a person. Return None if the run continues.
+
+        A blocked run keeps its run slot. If it may not stay blocked, wait for a person for that long, then cancel it.
+        """
+        keeper, patience = self._keeper, self._options.cancel_blocked_after
+        migration_id = self._operations.migration.id
         if parked.attention.kind == "preview":
             return parked
         await self._operations.waits()
-        return await self._waited(run, parked)
-
-    async def _waited(self, run: Run, parked: Parked) -> Outcome | None:
-        """Wait for a person while the run may stay blocked, then cancel it. Return None if the run continues."""
-        keeper, patience = self._keeper, self._options.cancel_blocked_after
-        migration_id = self._operations.migration.id
-        if patience is None or self._operation().kind == "execute":
+        if patience is None or self._operations.operation.kind == "execute":
             self._keeps_slot(run, parked.attention)
             if patience is not None:
                 keeper.note("an execution is not canceled to release its run slot: it may have written rows")
@@ -393,6 +395,5 @@ class RunDriver:
         text = f"{why} by the policy or by a person"
         if state.status not in ("canceled", "failed"):
             text += f"; the server keeps its run as {state.status}, and nothing is imported"
-        over = msgspec.structs.replace(self._operation(), is_over=True)
-        await keeper.keep("canceled", operation=over, rows_written=0)
+        await keeper.keep("canceled", operation=self._operations.changed(is_over=True), rows_written=0)
         return Failed(**keeper.outcome_fields(), error=text, step="deciding", status="canceled")
