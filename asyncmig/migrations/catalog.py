@@ -16,7 +16,7 @@ from asyncmig.migrations import routes
 from asyncmig.migrations.knowledge import Knowledge
 from asyncmig.migrations.migration import Difference, Migration
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.state import ClientState, explained
+from asyncmig.migrations.state import ClientState, explained, state_of
 from asyncmig.migrations.wire import (
     MigrationBody,
     MigrationCreated,
@@ -218,7 +218,7 @@ class Migrations:
         except UnexpectedReply as error:
             raise await explained(self._context, error) from None
         info, is_new = created.migration, status == 201
-        self._context.kept(ClientState).of(self._context, info.id).created(self._context.poller.now())
+        state_of(self._context, info.id).created(self._context.poller.now())
         return Migration(
             self._context,
             info.id,

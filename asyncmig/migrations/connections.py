@@ -13,7 +13,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig.errors import InvalidInput, NotFound
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import checked_secrets
-from asyncmig.migrations.state import ClientState, once_known
+from asyncmig.migrations.state import once_known, state_of
 from asyncmig.migrations.wire import Connection, ConnectionBody, ConnectionReply, Deleted
 
 __all__ = ["WORKBOOK", "SourceConnection"]
@@ -66,7 +66,7 @@ class SourceConnection:
             body=msgspec.json.encode(body),
             secrets=tuple(secrets_of(secrets)) if secrets else (),
         )
-        shared = self._context.kept(ClientState).of(self._context, self._ids["id"])
+        shared = state_of(self._context, self._ids["id"])
         save = partial(self._context.caller.call, call, ConnectionReply)
         return (await once_known(save, until=shared.known_by)).source_connection
 

@@ -25,7 +25,7 @@ from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.previews import Preview, read_preview
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.starts import Noted, Starter
-from asyncmig.migrations.state import ClientState, MigrationState
+from asyncmig.migrations.state import MigrationState, state_of
 from asyncmig.migrations.thread import BEGINNING, Event, Include, checked_include, thread_pages
 from asyncmig.migrations.uploads import (
     Item,
@@ -116,7 +116,7 @@ class Migration:
         """What the agent knows about this customer."""
         self.connection: SourceConnection = SourceConnection(context, migration_id)
         """The live connections to the customer's source system."""
-        self._shared: MigrationState = context.kept(ClientState).of(context, migration_id)
+        self._shared: MigrationState = state_of(context, migration_id)
         self._starter = Starter(context, migration_id)
         self._uploaded = Inputs()
         self._checks: tuple[Callable[[Path], None], ...] = (self._uploaded.check,)

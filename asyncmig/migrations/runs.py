@@ -45,7 +45,7 @@ from asyncmig.migrations.answers import (
 from asyncmig.migrations.log import read_log
 from asyncmig.migrations.operation import LAG, Operation, block_of, is_credentials, unknown_start
 from asyncmig.migrations.previews import Preview, read_preview
-from asyncmig.migrations.state import ClientState, MigrationState, once_known
+from asyncmig.migrations.state import MigrationState, once_known, state_of
 from asyncmig.migrations.thread import BEGINNING, Event, StreamState, thread_pages
 from asyncmig.migrations.wire import (
     AnswersBody,
@@ -115,7 +115,7 @@ class Run:
         """How often the thread asked something that the run, whose start was not acknowledged, does not show."""
         self._lock = anyio.Lock()
         self._preview: Preview | None = None
-        self._shared: MigrationState = context.kept(ClientState).of(context, migration_id)
+        self._shared: MigrationState = state_of(context, migration_id)
         self._shared.run = self
         self._watch: Watch[RunState] = context.poller.watch(
             (routes.READ_RUN.key, migration_id, run_id, id(operation)),

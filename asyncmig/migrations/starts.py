@@ -46,7 +46,7 @@ from asyncmig.migrations.operation import (
 )
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS, read_preview
 from asyncmig.migrations.runs import Run
-from asyncmig.migrations.state import ClientState, explained
+from asyncmig.migrations.state import explained, state_of
 from asyncmig.migrations.thread import BEGINNING, last_sequence, thread_pages
 from asyncmig.migrations.wire import RunBody, RunStarted, RunState
 
@@ -99,7 +99,7 @@ class Starter:
 
     def __init__(self, context: SessionContext, migration_id: str) -> None:
         self._context, self._migration_id, self._ids = context, migration_id, {"id": migration_id}
-        self._shared = context.kept(ClientState).of(context, migration_id)
+        self._shared = state_of(context, migration_id)
 
     async def start(
         self, body: RunBody, *, noted: Noted | None, rank: float, since: StartPoint | None = None

@@ -24,7 +24,7 @@ from asyncmig.migrations.wire import Sources
 if TYPE_CHECKING:
     from asyncmig.migrations.runs import Run
 
-__all__ = ["ClientState", "MigrationState", "WorkPermit", "explained", "is_refusal", "once_known"]
+__all__ = ["ClientState", "MigrationState", "WorkPermit", "explained", "is_refusal", "once_known", "state_of"]
 
 T = TypeVar("T")
 _FORBIDDEN = 403
@@ -82,10 +82,11 @@ class MigrationState:
 class ClientState:
     """The state that all `Migrations` objects and handles of one session share."""
 
-    __slots__ = ("_by_migration", "ends_lines", "honours_filter")
+    __slots__ = ("by_migration", "ends_lines", "honours_filter")
 
     def __init__(self) -> None:
-        self._by_migration: dict[str, MigrationState] = {}
+        self.by_migration: dict[str, MigrationState] = {}
+        """By the id of the migration; see `state_of`."""
         self.honours_filter: bool = True
         """False once the server has refused the row filter of downloads."""
         self.ends_lines: bool = True
@@ -94,13 +95,15 @@ class ClientState:
 
     async def aclose(self) -> None:
         """End the streams of all migrations; the session calls this when it is left."""
-        await finish_all([state.aclose for state in self._by_migration.values()])
+        await finish_all([state.aclose for state in self.by_migration.values()])
 
-    def of(self, context: SessionContext, migration_id: str) -> MigrationState:
-        """Return the state of one migration."""
-        if migration_id not in self._by_migration:
-            self._by_migration[migration_id] = MigrationState(context, migration_id)
-        return self._by_migration[migration_id]
+
+def state_of(context: SessionContext, migration_id: str) -> MigrationState:
+    """Return the state of one migration."""
+    known = context.kept(ClientState).by_migration
+    if migration_id not in known:
+        known[migration_id] = MigrationState(context, migration_id)
+    return known[migration_id]
 
 
 async def explained(context: SessionContext, error: ApiError) -> ApiError:

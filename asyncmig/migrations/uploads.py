@@ -20,7 +20,7 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import run_all
 from asyncmig.errors import InvalidInput, UnexpectedReply
 from asyncmig.migrations import routes
-from asyncmig.migrations.state import ClientState, once_known
+from asyncmig.migrations.state import once_known, state_of
 from asyncmig.migrations.wire import (
     FileBody,
     FilesBody,
@@ -118,7 +118,7 @@ def checked_items(files: Sequence[ToUpload]) -> list[Item]:
 async def list_files(context: SessionContext, migration_id: str) -> tuple[StoredFile, ...]:
     """Return the files that have arrived; one request."""
     call = Call(endpoint=routes.LIST_FILES, ids={"id": migration_id})
-    shared = context.kept(ClientState).of(context, migration_id)
+    shared = state_of(context, migration_id)
     read = partial(context.caller.call, call, StoredFiles)
     return (await once_known(read, until=shared.known_by)).files
 
@@ -131,7 +131,7 @@ async def upload_contents(
     If one upload fails, the others are cancelled and its error is raised.
     """
     check_limits(item.content.name for item in items)
-    shared = context.kept(ClientState).of(context, migration_id)
+    shared = state_of(context, migration_id)
     there = list(await list_files(context, migration_id))
     found: dict[int, Uploaded] = {}
     for place, item in enumerate(items):

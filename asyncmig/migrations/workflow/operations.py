@@ -26,7 +26,7 @@ from asyncmig.migrations.operation import LAG, StartPoint, block_of
 from asyncmig.migrations.routes import START_RUN
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.starts import Noted, active_run_id
-from asyncmig.migrations.state import ClientState, WorkPermit, is_refusal
+from asyncmig.migrations.state import WorkPermit, is_refusal, state_of
 from asyncmig.migrations.thread import BEGINNING, last_sequence
 from asyncmig.migrations.wire import Kind, RunState
 from asyncmig.migrations.workflow.record import OperationRecord, Record, SentAnswer, marks_of
@@ -63,7 +63,7 @@ class Operations:
             self._migration = Migrations(self._context).open(
                 record.migration_id, external_id=record.external_id, sheets=record.sheets
             )
-            shared = self._context.kept(ClientState).of(self._context, record.migration_id)
+            shared = state_of(self._context, record.migration_id)
             shared.created(asyncio.get_running_loop().time() - seconds_since(record.created_at))
         return self._migration
 

@@ -39,7 +39,7 @@ from asyncmig.migrations.runs import Result, Run
 from asyncmig.migrations.wire import Report, RunState
 from asyncmig.migrations.workflow.decisions import attention_of, check_fits
 from asyncmig.migrations.workflow.operations import Operations, with_version
-from asyncmig.migrations.workflow.record import OperationRecord, Record, marks_of
+from asyncmig.migrations.workflow.record import Record, marks_of
 from asyncmig.records.decisions import decide_by_policy
 from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
@@ -78,12 +78,11 @@ class RunDriver:
         keeper, operations, refused = self._keeper, self._operations, 0
         while True:
             run = await self._run(reads_live)
-            operation = operations.operation
             if keeper.record.cancel in ("rejected", "canceled"):
                 ended = await self._canceled(run, keeper.record.cancel)
                 if ended is not None:
                     return ended
-            keeper.begin("running", operation.kind or "")
+            keeper.begin("running", operations.operation.kind or "")
             result = await self._result(run)
             await operations.note_id(run)
             if isinstance(result, RunError):
@@ -93,7 +92,7 @@ class RunDriver:
                     continue
                 return await self._failed(run, result)
             if isinstance(result, Report):
-                result = await self._preview_instead(run, operation) or result
+                result = await self._preview_instead(run) or result
             if isinstance(result, Report):
                 await self._executed(result)
                 return None
@@ -101,7 +100,7 @@ class RunDriver:
                 versioned = partial(with_version, self._context, keeper.record, result)
                 result = await keeper.retry_while_away(versioned)
             attention = attention_of(result)
-            if isinstance(result, Preview) and await self._previewed(result, operation):
+            if isinstance(result, Preview) and await self._previewed(result):
                 continue
             step = await self._decided(run, attention)
             if step is None:
@@ -145,11 +144,12 @@ class RunDriver:
         live = live if operation.kind == "generate" else None
         return await self._operations.start(operation.kind, operation.message, reads_live=live)
 
-    async def _preview_instead(self, run: Run, operation: OperationRecord) -> Preview | None:
+    async def _preview_instead(self, run: Run) -> Preview | None:
         """Return the preview of a completed run that was not executed: another client may have sent a clarify."""
-        if operation.kind == "execute" or run.state is None or run.state.report is not None:
+        is_executed = self._operations.operation.kind == "execute"
+        if is_executed or run.state is None or run.state.report is not None:
             return None
-        if any(entry.outcome for entry in await self._logged(run) or ()):
+        if any(entry.outcome for entry in await self._logged(run)):
             return None
         try:
             return await self._keeper.retry_while_away(self._operations.migration.preview)
@@ -167,11 +167,11 @@ class RunDriver:
         over = self._operations.changed(is_over=True)
         await keeper.keep("executed", operation=over, report=plain, decision=None)
 
-    async def _previewed(self, preview: Preview, operation: OperationRecord) -> bool:
+    async def _previewed(self, preview: Preview) -> bool:
         """Record a preview, and write it to the folder. Return whether it must be made anew, for new files."""
         keeper = self._keeper
         digest = attention_of(preview).digest
-        is_new = keeper.record.previewed != digest or not operation.is_over
+        is_new = keeper.record.previewed != digest or not self._operations.operation.is_over
         if is_new or not await in_thread((self._folder / PREVIEW_DATA).exists):
             name, external_id = keeper.record.name, keeper.record.external_id
             await in_thread(partial(write_preview, self._folder, preview, name=name, external_id=external_id))
@@ -220,18 +220,18 @@ class RunDriver:
 
     async def _rows_written(self, run: Run) -> int | None:
         """Return how many rows the failed run has written; None if the log does not say so."""
-        entries = await self._logged(run) or ()
+        entries = await self._logged(run)
         outcomes = [entry.outcome for entry in entries if entry.outcome]
         if entries and not outcomes and run.kind is None and {entry.kind for entry in entries} <= _PREPARING:
             return 0
         return outcomes[-1].rows_written if outcomes else None
 
-    async def _logged(self, run: Run) -> list[LogRun] | None:
-        """Return what the log has about the run; None if the log cannot be read."""
+    async def _logged(self, run: Run) -> list[LogRun]:
+        """Return what the log has about the run; nothing if the log cannot be read."""
         try:
             log = await self._operations.migration.log()
         except (ApiError, *TRANSIENT):
-            return None
+            return []
         return [entry for entry in log.runs if run.id and entry.run_id == run.id]
 
     # Decisions
