@@ -10,11 +10,11 @@ import msgspec
 
 from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Approve, Change
-from asyncmig.customers.status import LastFailure
 from asyncmig.customers.files import FileInput, files_in_words
 from asyncmig.customers.options import RETRY_SECONDS
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked
 from asyncmig.customers.questions import NeedsAttention
+from asyncmig.customers.status import LastFailure
 from asyncmig.journal import ClaimPort, JournalEvent
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import AnswerPoint
