@@ -29,7 +29,7 @@ from asyncmig.distributed.local import LocalWindow
 from asyncmig.distributed.budget_store import SharedBudgets
 from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.distributed.shared_set import SharedBudgetSet
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 folder, count, speed, limit, window, timeout = Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:])
 

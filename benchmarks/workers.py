@@ -37,8 +37,7 @@ from asyncmig.distributed.budget_store import SharedBudgets
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import MigrationQueue
 from asyncmig.distributed.shared_dispatcher import SharedDispatcher
-from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, fast_loop
 
 NEEDED = 18
 """Slots a second that one key needs: 100 a minute for each of eleven endpoints."""

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from asyncmig import Fleet, Session
 from asyncmig.journal import open_journal
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 
 async def main(place: str, out: str, folder: str, count: int) -> None:

@@ -15,7 +15,7 @@ from saq.__main__ import main as saq_command
 
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.jobs import runners
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 KINDS = {"saq": "MigrationQueue", "arq": "WorkerSettings", "procrastinate": "migrate_task"}
 """Words of the blocks of each recipe."""

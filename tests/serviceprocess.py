@@ -10,7 +10,7 @@ import sys
 import documents
 import uvicorn
 
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 
 def main(speed: float) -> None:

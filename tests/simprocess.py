@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, migrations, serve
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, fast_loop, migrations, serve
 from asyncmig.simulator.server.ledger import Entry
 
 

@@ -27,8 +27,7 @@ from asyncmig.cli.app import run_app
 from asyncmig.cli.json_output import Report
 from asyncmig.cli.sim import new_world
 from asyncmig.cli.summary import RunResult
-from asyncmig.simulator import SOURCES, World, disordered, export_webhooks, generate, send, serve
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import SOURCES, World, disordered, export_webhooks, fast_loop, generate, send, serve
 
 CHAPTERS = [
     each

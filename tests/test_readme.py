@@ -18,10 +18,9 @@ from asyncmig._core.limits import Rate
 from asyncmig.cli.app import run_app
 from asyncmig.cli.sim import new_world
 from asyncmig.jobs.manifest import read_manifest
-from asyncmig.simulator import migrations
+from asyncmig.simulator import fast_loop, migrations
 from asyncmig.simulator.companies.data import generate
 from asyncmig.simulator.server.app import serve
-from asyncmig.simulator.server.clock import fast_loop
 
 README = documents.README.text
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

@@ -23,8 +23,7 @@ from asyncmig.customers.questions import NeedsAttention
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.saq import MigrationQueue
 from asyncmig.jobs.runners import RetryJob
-from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, serve
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, fast_loop, serve
 
 Names = dict[str, Any]
 HERE = Path(__file__).parent
@@ -56,7 +55,7 @@ def run(main: Callable[[World], Awaitable[None]], monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv("VERN_API_KEY", world.key)
             monkeypatch.setenv("VERN_BASE_URL", serving.base_url)
             await main(world)
-            assert [len(company.runs) for company in world._companies.values()] == [1]
+            assert [len(company.runs) for company in world.companies.values()] == [1]
 
     with asyncio.Runner(loop_factory=lambda: fast_loop(60)) as runner:
         runner.run(served())

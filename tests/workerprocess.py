@@ -17,7 +17,7 @@ from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import worker_settings
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 TOLD = json.loads(os.environ["WORKER"])
 

@@ -20,7 +20,7 @@ from asyncmig.events import Event, RequestDone
 from asyncmig.jobs.status import read_records
 from asyncmig.journal import DatabaseJournal, JournalPlace
 from asyncmig.session import Scope, Session
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 __all__ = [
     "BaseUrlOption",

@@ -34,13 +34,8 @@ from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.journal import JournalPlace
-from asyncmig.simulator import migrations
-from asyncmig.simulator.companies.data import Plan, generate
-from asyncmig.simulator.companies.world import World
+from asyncmig.simulator import Ledger, Plan, RunDurations, World, generate, migrations, serve
 from asyncmig.simulator.migrations import data as migrations_data
-from asyncmig.simulator.server.app import serve
-from asyncmig.simulator.server.ledger import Ledger
-from asyncmig.simulator.server.settings import RunDurations
 
 __all__ = ["demo"]
 

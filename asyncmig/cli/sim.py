@@ -21,14 +21,20 @@ from asyncmig.cli.output import SCHEMA, data_console, is_unread, print_line, say
 from asyncmig.errors import InvalidInput
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.session import Scope
-from asyncmig.simulator import migrations
-from asyncmig.simulator.companies.data import SCHEMAS, SOURCES
-from asyncmig.simulator.companies.judge import Verdict
-from asyncmig.simulator.companies.variants import PROFILES, VARIANTS, Variants
-from asyncmig.simulator.companies.world import World
-from asyncmig.simulator.server.app import serve
-from asyncmig.simulator.server.faults import FAULTS, Faults
-from asyncmig.simulator.server.settings import RunDurations
+from asyncmig.simulator import (
+    FAULTS,
+    PROFILES,
+    SCHEMAS,
+    SOURCES,
+    VARIANTS,
+    Faults,
+    RunDurations,
+    Variants,
+    Verdict,
+    World,
+    migrations,
+    serve,
+)
 
 __all__ = ["SimOptions", "new_world", "parse_faults", "sim", "world_of"]
 
@@ -265,7 +271,7 @@ async def _serve(options: SimOptions, data: Console, words: Console, *, as_json:
     """Serve until SIGINT, SIGTERM or SIGHUP."""
     (world, faults), tls = world_of(options), _tls(options)
     if isinstance(world, migrations.World):  # its time stamps are those of the present
-        world.account.epoch = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
+        world.epoch = datetime.now(UTC).timestamp() - asyncio.get_running_loop().time()
     if options.ledger is not None:
         if options.ledger.is_file():
             check_replaceable("--ledger", options.ledger, "a ledger")

@@ -17,9 +17,9 @@ counts what the client did wrong. The simulator imports nothing of the client. T
 `asyncmig.testing` is shorter.
 """
 
+from asyncmig.simulator.companies.company import Verdict
 from asyncmig.simulator.companies.data import SCHEMAS, SOURCES, Plan, generate
-from asyncmig.simulator.companies.judge import Verdict
-from asyncmig.simulator.companies.scripts import Ask, Fails, Parks, Script
+from asyncmig.simulator.companies.runs import Ask, Fails, Parks, Script
 from asyncmig.simulator.companies.tables import Column, Schema
 from asyncmig.simulator.companies.variants import PROFILES, VARIANTS, Profile, Variants
 from asyncmig.simulator.companies.webhooks import (
@@ -30,9 +30,8 @@ from asyncmig.simulator.companies.webhooks import (
     export_webhooks,
     send,
 )
-from asyncmig.simulator.companies.world import World, endpoint_of
-from asyncmig.simulator.server.app import Served, Serving, serve
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator.companies.world import World
+from asyncmig.simulator.server.app import Served, Serving, fast_loop, serve
 from asyncmig.simulator.server.faults import FAULTS, Fault, Faults
 from asyncmig.simulator.server.ledger import Entry, Ledger
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
@@ -75,7 +74,6 @@ __all__ = [
     "Workbook",
     "World",
     "disordered",
-    "endpoint_of",
     "export_webhooks",
     "fast_loop",
     "generate",

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from asyncmig.cli.app import run_app
-from asyncmig.simulator import Reply, Request, World, migrations
+from asyncmig.simulator import Reply, Request, World, fast_loop, migrations
 from asyncmig.simulator.companies.tables import Column, Schema
 from asyncmig.simulator.server.app import Served, serve
-from asyncmig.simulator.server.clock import fast_loop
 from asyncmig.simulator.server.settings import RunDurations
 
 SPEED = 60.0

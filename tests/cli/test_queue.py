@@ -18,7 +18,7 @@ from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import RunResult, next_steps
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.distributed.saq import MigrationQueue, settings
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import fast_loop
 
 from .conftest import KEY, SOURCE, SPEED, Cli, Simulator
 

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from asyncmig.companies.connections import checked_connections
 from inprocess import KEY, Fault, InProcess
 from rich.console import Console
 
@@ -28,7 +29,6 @@ from asyncmig import (
 )
 from asyncmig._io.call import Call
 from asyncmig.companies import Connection, Destination, routes
-from asyncmig.companies.connections import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, CompanyInfo, UploadTarget
 from asyncmig.simulator import Reply, World
 
@@ -130,7 +130,7 @@ async def test_a_lost_journal_and_a_company_that_is_there_end_in_no_second_impor
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
             assert isinstance(outcome, Delivered), outcome
     assert any("was not repeated" in note for note in outcome.notes)
-    (company,) = world._companies.values()
+    (company,) = world.companies.values()
     assert len(company.runs) == 1
 
 
@@ -185,8 +185,8 @@ async def test_the_secrets_of_a_destination_reach_the_server_and_nobody_else(
                 said += [getattr(refused.value, "sent", ""), repr(refused.value.__cause__)]
                 assert not [line for line in said if shows(line)]
         assert not [line for line in [*seen, caplog.text] if shows(line)]
-    assert all(company.connected for company in wire.world._companies.values())
-    assert len(wire.world._companies) == 4
+    assert all(company.connected for company in wire.world.companies.values())
+    assert len(wire.world.companies) == 4
 
 
 def test_no_repr_shows_a_secret_also_not_in_a_traceback_with_locals() -> None:

@@ -39,7 +39,7 @@ def sent(wire: InProcess, method: str, ending: str) -> int:
 
 
 def contacts(world: World) -> list[list[str]]:
-    (company,) = world._companies.values()
+    (company,) = world.companies.values()
     return next(table.rows for table in company.tables if table.name == "Contacts")
 
 

@@ -234,7 +234,7 @@ async def test_a_process_that_must_end_says_what_it_knows(
         await fleet.drain()
         outcome = await ending
     assert isinstance(outcome, Pending)
-    (company,) = world._companies.values()
+    (company,) = world.companies.values()
     assert outcome.ids["company"] == company.id
     assert outcome.ids["run"] in company.runs
     assert f"does not have run {outcome.ids['run']} yet" in outcome.error

@@ -349,7 +349,7 @@ async def unknown_company(opens: Opens, spec: Spec, wire: InProcess, journal: Me
     async with opens() as session:
         assert isinstance(await migrate(session, spec, journal=journal, to=to), Unknown)
     wire.fault = lambda method, path, number: None
-    return next(iter(wire.world._companies))
+    return next(iter(wire.world.companies))
 
 
 async def test_an_adopted_company_goes_on(
@@ -380,7 +380,7 @@ async def test_with_the_journal_lost_an_import_is_found_and_not_repeated(
     journal = MemoryJournal()
     async with opens() as session:
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
-        await adopt(journal, "acme", next(iter(world._companies)))
+        await adopt(journal, "acme", next(iter(world.companies)))
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert any("was not repeated" in note for note in outcome.notes)
@@ -420,7 +420,7 @@ async def test_with_the_journal_lost_an_import_that_failed_is_begun_again_if_tha
         world.variants = Variants()
         journal = MemoryJournal()
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
-        await adopt(journal, "acme", next(iter(world._companies)))
+        await adopt(journal, "acme", next(iter(world.companies)))
         failed = await migrate(session, spec, journal=journal, to=tmp_path)
         assert isinstance(failed, Failed)
         assert (failed.status, world.ledger.requests[starts]) == ("failed", 2)
@@ -448,9 +448,9 @@ async def test_with_the_journal_lost_no_export_is_made_twice(
             journal = MemoryJournal()
             spec.files[0].write_text(f"Email,Name\nother{number}@x.de,O\n", encoding="utf-8")
             assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
-            await adopt(journal, "acme", next(iter(world._companies)))
+            await adopt(journal, "acme", next(iter(world.companies)))
     assert world.ledger.requests["POST /companies/{id}/exports"] == 4
-    assert [len(company.exports) for company in world._companies.values()] == [2]
+    assert [len(company.exports) for company in world.companies.values()] == [2]
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -57,13 +57,12 @@ def remember(world: World, record: Record) -> None:
         name=record.name,
         source=record.source,
         external_id=name,
-        schemas=schemas,
         tables=[
             Table(sheet_id=ids.get(s.name, s.name), name=s.name, schema=s, header=[c.name for c in s.columns])
             for s in schemas
         ],
     )
-    world._companies[company.id] = company
+    world.companies[company.id] = company
     for file in record.uploads:
         company.uploads[file.upload_ref] = Upload(
             name=file.name,
@@ -76,7 +75,7 @@ def remember(world: World, record: Record) -> None:
         return
     assert record.import_body is not None
     body = msgspec.json.decode(record.import_body, type=ImportIn)
-    run = world._new_run(company, body, -3600.0)
+    run = world.new_import(company, body, -3600.0)
     run.id = record.run_id or run.id
     company.runs[run.id] = run
     company.keys[f"i{body.idempotency_key}"] = (body.payload(), run.id)

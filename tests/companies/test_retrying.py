@@ -196,7 +196,7 @@ async def test_a_run_that_stalls_is_told_with_its_customer(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     told: list[Event] = []
-    world._pace = replace(world._pace, base=6000.0)
+    world.pace = replace(world.pace, base=6000.0)
     async with opens() as session:
         with session.events.subscribe(told.append):
             await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)

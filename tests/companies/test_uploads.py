@@ -27,7 +27,7 @@ async def provisioned(session: Session) -> Company:
 
 def arrived(world: World) -> dict[str, tuple[str, bytes | None]]:
     """Return name, content type and bytes of all that was uploaded."""
-    (company,) = world._companies.values()
+    (company,) = world.companies.values()
     return {each.name: (each.content_type, each.content) for each in company.uploads.values()}
 
 
@@ -215,7 +215,7 @@ async def test_what_can_be_read_again_is_sent_again_under_a_fresh_url(
     urls = [url for _, method, url in wire.sent if method == "PUT"]
     assert len(urls) == len(set(urls)) == 3
     assert uploaded.sha256 == hashlib.sha256(CONTENT).hexdigest()
-    assert world._companies[next(iter(world._companies))].uploads[uploaded.upload_ref].content == CONTENT
+    assert world.companies[next(iter(world.companies))].uploads[uploaded.upload_ref].content == CONTENT
 
 
 @pytest.mark.parametrize(("body", "puts"), [(b"", 1), (b"<html>stored", 8)])
@@ -436,7 +436,7 @@ async def test_files_of_one_import_go_several_at_once_and_keep_their_order(
         ready = await company.upload(CLEAN.encode(), name="ready.csv")
         run = await company.imports.start(files=[paths[0], ready, *paths[1:]])
         assert run.id
-    (state,) = wire.world._companies.values()
+    (state,) = wire.world.companies.values()
     (imported,) = state.runs.values()
     assert [table.name for table, _ in imported.inserted] == [
         "file0",

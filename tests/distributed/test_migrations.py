@@ -25,8 +25,8 @@ from asyncmig import (
 from asyncmig.customers.decisions import Credentials
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.saq import MigrationQueue, worker_settings
+from asyncmig.simulator import fast_loop
 from asyncmig.simulator.migrations import Block, Question, Script
-from asyncmig.simulator.server.clock import fast_loop
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.testing import Simulator
 

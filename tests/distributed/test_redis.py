@@ -18,8 +18,7 @@ from asyncmig.distributed.budget_store import SharedBudgets
 from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.events import SharedWindowFound, SharedWindowLost
-from asyncmig.simulator import SCHEMAS, SOURCES, World
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, World, fast_loop
 from asyncmig.simulator.server.limits import SlidingLog
 
 SPEED = 60.0

@@ -39,8 +39,7 @@ from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 from asyncmig.errors import JournalUnavailable
 from asyncmig.jobs.runners import digest_of
 from asyncmig.journal import ClaimPort
-from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
-from asyncmig.simulator.server.clock import fast_loop
+from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, fast_loop
 
 SPEED = 60.0
 
@@ -236,7 +235,7 @@ def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -
                 await queue.status(name)
             assert await queue.submit(spec)
             assert (await queue.status(name)).step == "waiting"
-            place.world._pace = RunDurations(base=240.0, sigma=0.0)
+            place.world.pace = RunDurations(base=240.0, sigma=0.0)
             async with place.worker():
                 await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"])
                 with pytest.raises(CustomerHeld):
@@ -302,7 +301,7 @@ def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(plac
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue, place.worker():
-            place.world._pace = RunDurations(base=240.0, sigma=0.0)
+            place.world.pace = RunDurations(base=240.0, sigma=0.0)
             following = asyncio.ensure_future(_all(queue, [spec]))
             await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"])
             await queue.abort(spec.external_id)
@@ -645,7 +644,7 @@ def test_a_task_whose_job_is_lost_stops_and_writes_no_result(
 ) -> None:
     async def main() -> None:
         place = Place(redis_url, prefix, tmp_path)
-        place.world._pace = RunDurations(base=60.0, sigma=0.0)
+        place.world.pace = RunDurations(base=60.0, sigma=0.0)
         ledger, (lost, ended) = place.world.ledger, customers(tmp_path / "in", 2)
         async with place.queue() as queue, place.worker():
             await queue.submit(lost)

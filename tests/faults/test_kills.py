@@ -118,7 +118,7 @@ def made(wire: InProcess) -> object:
             sum(key.startswith("e") for key in company.keys),  # they hang on the ids of runs
             [table.rows for table in company.tables],
         )
-        for company in world._companies.values()
+        for company in world.companies.values()
     }
 
 
@@ -140,7 +140,7 @@ def remove_journal(folder: Path) -> None:
 async def adopt_the_unknown(outcomes: dict[str, Outcome], wire: InProcess, journal: MemoryJournal) -> int:
     """Do what the outcome says: find the company in the dashboard, and adopt it."""
     unknown = [name for name, outcome in outcomes.items() if isinstance(outcome, Unknown)]
-    ids = {company.external_id: company.id for company in wire.world._companies.values()}
+    ids = {company.external_id: company.id for company in wire.world.companies.values()}
     for name in unknown:
         await adopt(journal, name, ids[name])
     return len(unknown)

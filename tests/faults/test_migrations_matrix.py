@@ -185,17 +185,17 @@ class Calls:
 
     async def update_source(self) -> None:
         assert (await self.api.update_source("HubSpot", name="Hub")).name == "Hub"
-        assert "Hub" in self.world.account.sources
+        assert "Hub" in self.world.sources
 
     async def pin_source(self) -> None:
         _, run = await self.generated()
         assert (await self.api.pin("HubSpot", run)).run_id == run.id
-        assert self.world.account.sources["HubSpot"].pinned == run.id
+        assert self.world.sources["HubSpot"].pinned == run.id
 
     async def source_knowledge(self) -> None:
         knowledge = self.api.knowledge("HubSpot")
         await knowledge.update(lambda text: f"{text}x")
-        assert self.world.account.sources["HubSpot"].knowledge.text == "x"
+        assert self.world.sources["HubSpot"].knowledge.text == "x"
         assert (await knowledge.read()).text == "x"
 
     write_knowledge = source_knowledge
@@ -209,7 +209,7 @@ class Calls:
     async def update_template(self) -> None:
         deals = await self.api.template("deals")
         await self.api.update_template(deals, columns=[*deals.columns, {"name": "Website"}])
-        columns = self.world.account.schemas["deals"].columns
+        columns = self.world.schemas["deals"].columns
         assert [column.name for column in columns] == ["Title", "Stage", "Amount", "Contact", "Website"]
         assert columns[3].link_rule
 

@@ -145,7 +145,7 @@ async def settled(drawn: Drawn, wire: InProcess, journal: MemoryJournal) -> list
     while True:
         outcomes = await drawn.process(replace(drawn.options, decide=decide))(wire, journal)
         unknown = [outcome for outcome in outcomes if isinstance(outcome, Unknown)]
-        ids = {company.external_id: company.id for company in wire.world._companies.values()}
+        ids = {company.external_id: company.id for company in wire.world.companies.values()}
         for outcome in unknown:
             assert "POST /companies:" in outcome.error  # the one case in which the contract leaves no way
             await adopt(journal, outcome.external_id, ids[outcome.external_id])
@@ -220,6 +220,6 @@ async def one_seed(seed: int, customers: int, folder: Path) -> None:
         verdict.hasty_polls == 0
     )  # polls after an end say nothing: the answer that showed it may have been lost
     assert verdict.unaccounted == 0
-    for company in world._companies.values():
+    for company in world.companies.values():
         times = Counter(run.mode for run in company.exports.values())
         assert all(count <= 1 + drawn.options.retries for count in times.values())

@@ -174,7 +174,7 @@ def made(world: World, folder: Path) -> object:
             len(company.keys),
             [table.rows for table in company.tables],
         )
-        for company in world._companies.values()
+        for company in world.companies.values()
         if company.name.startswith(f"{folder.name}-")
     }
 
@@ -183,7 +183,7 @@ def adopt_the_unknown(world: World, folder: Path) -> int:
     unknown = [
         f"{folder.name}-{name}" for name, outcome in told(folder)[1].items() if outcome[0] == "unknown"
     ]
-    ids = {company.name: company.id for company in world._companies.values()}
+    ids = {company.name: company.id for company in world.companies.values()}
 
     async def write() -> None:
         async with Journal(folder / "fleet.db") as journal:

@@ -96,10 +96,10 @@ TABLE = """
 | 13 | total_records | compares with the report; without either the file is unverified |
 | 14 | cut_downloads | compares counts and gzip trailers, and fetches again |
 | 14 | before_execute | raises `NotFound` after three looks, or delivers an empty sheet |
+| 15 | drift | reads numbers from texts; ignores unknown fields; fills absent ones |
 | 15 | per_sheet | takes a sheet that is not listed as empty only if the sum says so |
 | 15 | template_names | trusts no count by name where names repeat |
 | 15 | coverage | passes it on as it came |
-| 15 | drift | reads numbers from texts; ignores unknown fields; fills absent ones |
 | 15 | strange_status | takes it as in progress |
 | 16 | cell_row | understands each |
 | 16 | cell_column | understands each |

@@ -352,7 +352,7 @@ async def test_a_failed_generate_is_repeated_and_an_execution_that_wrote_rows_is
 async def test_the_account_without_a_plan_stops_every_customer_that_starts_work(tmp_path: Path) -> None:
     simulator = Simulator(api="migrations", seed=7, limits="by-class")
     specs = [spec_of(tmp_path / "in", f"c{number}") for number in range(5)]
-    simulator.world.account.plan = False
+    simulator.world.plan = False
     async with (
         simulator.session() as session,
         Fleet(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from asyncmig.simulator import Request, RunDurations
-from asyncmig.simulator.migrations import Block, Limits, Question, Script, Variants, World
+from asyncmig.simulator.migrations import Block, Column, Limits, Question, Schema, Script, Variants, World
+from asyncmig.simulator.migrations.tables import Sheet, find_flaws
 from asyncmig.simulator.server.limits import Budgets, FixedWindow, SlidingLog
 
 KEY = "key"
@@ -254,7 +255,31 @@ def test_the_thread_may_lack_the_answers_of_the_user(replies: str) -> None:
     assert ("Because" in str(events)) == (replies == "told")
 
 
+@pytest.mark.parametrize(("parent", "flaws"), [("Acme", 0), ("Nobody", 1)])
+def test_a_link_is_enforced_beside_a_schema(parent: str, flaws: int) -> None:
+    companies = Schema(slug="companies", name="Companies", columns=(Column(name="Name"),))
+    link = {"templateId": "companies", "columnName": "Name", "valuePath": "name"}
+    parent_column = Column(name="Parent", schema={"type": "object"}, link_rule=(link,))
+    contacts = Schema(slug="contacts", name="Contacts", columns=(parent_column,))
+    sheets = [
+        Sheet(schema=companies, rows=[["Acme"]]),
+        Sheet(schema=contacts, rows=[[json.dumps({"name": parent})]]),
+    ]
+    assert len(find_flaws(sheets)) == flaws
+
+
 # Limits
+
+
+def test_a_refusal_for_want_of_a_place_shows_the_status_of_each_run() -> None:
+    server = with_file(ASKS, limits=Limits(rates={}, runs=1))
+    server.run("generate")
+    assert server.read() == "blocked"
+    other = server.call("POST", "/migrations", {"name": "Other", "external_id": "other"})[1]["migration"][
+        "id"
+    ]
+    status, body = server.call("POST", f"/migrations/{other}/runs", {"kind": "generate"})
+    assert (status, [run["status"] for run in body["runs"]]) == (429, ["blocked"])
 
 
 def test_others_take_places_and_that_is_nobodys_fault() -> None:

@@ -1,21 +1,24 @@
-"""One company on the server: its sheets, uploads and runs, the idempotency keys, and what an import inserts.
+"""One company on the server: its sheets, uploads, runs and idempotency keys, and what its clients did wrong.
 
 The structs `...In` are the request bodies of the contract.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import final
 
 import msgspec
 
 from asyncmig.simulator.companies.runs import ExportRun, ImportRun
-from asyncmig.simulator.companies.tables import Schema, Table
+from asyncmig.simulator.companies.tables import Table
 from asyncmig.simulator.companies.webhooks import Workbook
+from asyncmig.simulator.server.ledger import BaseVerdict, Ledger, mistake, shared_counts
 from asyncmig.simulator.server.messages import Json, Refusal
-from asyncmig.simulator.server.tables import Unreadable, read_csv, to_table
+from asyncmig.simulator.server.tables import Rows, Unreadable, read_csv, to_table
 
-__all__ = ["Company", "CompanyIn", "ImportIn", "Upload", "UploadIn", "take_in"]
+__all__ = ["Company", "CompanyIn", "ImportIn", "Upload", "UploadIn", "Verdict", "judge"]
 
 
 class CompanyIn(msgspec.Struct, kw_only=True):
@@ -42,9 +45,10 @@ class ImportIn(msgspec.Struct, kw_only=True):
     files: list[FileIn] | None = None
     rows: list[dict[str, str | int | float | bool | None]] | None = None
 
-    def payload(self) -> bytes:
+    def payload(self, *, refs_count: bool = True) -> bytes:
         """Return the payload that an idempotency key identifies."""
-        return msgspec.json.encode([self.files, self.rows], order="deterministic")
+        files = self.files if refs_count else [file.name for file in self.files or ()]
+        return msgspec.json.encode([files, self.rows], order="deterministic")
 
 
 @final
@@ -57,6 +61,8 @@ class Upload:
     size: int
     expires_at: float
     content: bytes | None = None
+    is_used: bool = False
+    """An import has it."""
 
 
 @final
@@ -68,9 +74,7 @@ class Company:
     name: str
     source: str
     external_id: str | None
-    schemas: list[Schema]
     tables: list[Table]
-    sheets: list[Json] = field(default_factory=list[Json])
     connected: bool = False
     workbook_id: str = ""
     uploads: dict[str, Upload] = field(default_factory=dict[str, Upload])
@@ -78,28 +82,6 @@ class Company:
     exports: dict[str, ExportRun] = field(default_factory=dict[str, ExportRun])
     keys: dict[str, tuple[bytes, str]] = field(default_factory=dict[str, tuple[bytes, str]])
     """Idempotency keys of imports and exports (under `i` and `e`): payload and run id."""
-
-    @classmethod
-    def made(cls, body: CompanyIn, schemas: Iterable[Schema], new_id: Callable[[], str]) -> "Company":
-        """Return a new company with an empty sheet for each template."""
-        schemas = list(schemas)
-        tables = [
-            Table(sheet_id=new_id(), name=s.name, schema=s, header=[c.name for c in s.columns])
-            for s in schemas
-        ]
-        return cls(
-            id=new_id(),
-            name=body.name,
-            source=body.source,
-            external_id=body.external_id,
-            schemas=schemas,
-            tables=tables,
-            sheets=[
-                {"id": table.sheet_id, "name": table.name, "template_id": schema.id}
-                for table, schema in zip(tables, schemas, strict=True)
-            ],
-            connected=bool(body.connections),
-        )
 
     def describe(self) -> Json:
         """Return the company as the response to its creation."""
@@ -123,44 +105,90 @@ class Company:
             id=self.workbook_id, company_name=self.name, external_id=self.external_id, tables=self.tables
         )
 
+    def take_uploads(self, body: ImportIn, *, once: bool) -> None:
+        """Mark the uploads of an import as used. Raises `Refusal` for an unknown one; with `once`, for a used one."""
+        uploads = [self.uploads.get(file.upload_ref) for file in body.files or ()]
+        for upload in uploads:
+            if upload is None:
+                raise Refusal(400, "upload_ref is not known")
+            if once and upload.is_used:
+                raise Refusal(400, "upload_ref was used by another import")
+        for upload in uploads:
+            if upload is not None:
+                upload.is_used = True
 
-def take_in(
-    company: Company, body: ImportIn, new_id: Callable[[], str]
-) -> list[tuple[Table, list[list[str]]]]:
-    """Return the rows of `body` by table, with a new table of the company for files that fit no template.
+    def rows_of(self, body: ImportIn, new_id: Callable[[], str]) -> list[tuple[Table, Rows]]:
+        """Return the rows of `body` by table. A file that fits no template gets a new table.
 
-    Raises `Unreadable` for bytes that are not CSV or never arrived, and `Refusal` for an unknown upload.
-    """
-    return [
-        _place(company, header, records, name, new_id) for header, records, name in _contents(company, body)
-    ]
+        Raises `Unreadable` for bytes that are not CSV or never arrived.
+        """
+        schemas = [table.schema for table in self.tables if table.schema]
+        found: list[tuple[Table, Rows]] = []
+        for name, header, records in self._contents(body):
+            schema, header, rows = to_table(header, records, schemas)
+            table = next((each for each in self.tables if schema and each.schema is schema), None)
+            if table is None:
+                table = Table(sheet_id=new_id(), name=name.rsplit(".", 1)[0], schema=None, header=header)
+                self.tables.append(table)
+            found.append((table, rows))
+        return found
+
+    def _contents(self, body: ImportIn) -> Iterator[tuple[str, list[str], Rows]]:
+        """Yield name, header and records of each file of an import, or of its rows."""
+        if body.rows:
+            header = list(dict.fromkeys(name for row in body.rows for name in row))
+            cells = [["" if row.get(n) is None else str(row[n]) for n in header] for row in body.rows]
+            yield "Rows", header, cells
+        for file in body.files or ():
+            upload = self.uploads[file.upload_ref]
+            if upload.content is None:
+                raise Unreadable(f"{upload.name}: its bytes never arrived")
+            yield upload.name, *read_csv(upload.name, upload.content)
 
 
-def _place(
-    company: Company, header: list[str], records: list[list[str]], name: str, new_id: Callable[[], str]
-) -> tuple[Table, list[list[str]]]:
-    schema, header, rows = to_table(header, records, company.schemas)
-    for table in company.tables:
-        if schema is not None and table.schema is schema:
-            return table, rows
-    table = Table(sheet_id=new_id(), name=name.rsplit(".", 1)[0], schema=None, header=header)
-    company.tables.append(table)
-    return table, rows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(BaseVerdict):
+    """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
+
+    duplicate_imports: int = mistake("imports of rows that the company already had")
+    duplicate_companies: int = mistake("companies created twice for one customer")
+    duplicate_exports: int = mistake("exports started twice")
+    """Exports of a company with the mode and selection of an earlier one, under another key."""
+    polls_after_the_end: int = mistake("reads of a run that was known to have ended")
+    hasty_polls: int = mistake("reads of a run too soon after the one before")
+    """Sooner than `Ledger.shortest_pause` seconds."""
+    blind_decisions: int = mistake("decisions about questions that were not read")
+    unaccounted: int = mistake("imports whose end was never read")
+    """For example because the test ended before."""
 
 
-def _contents(company: Company, body: ImportIn) -> Iterator[tuple[list[str], list[list[str]], str]]:
-    """Yield header, records and name of each file of an import, or of its rows."""
-    if body.rows:
-        header = list(dict.fromkeys(name for row in body.rows for name in row))
-        yield (
-            header,
-            [["" if row.get(n) is None else str(row[n]) for n in header] for row in body.rows],
-            "Rows",
-        )
-    for file in body.files or ():
-        upload = company.uploads.get(file.upload_ref)
-        if upload is None:
-            raise Refusal(400, "upload_ref is not known")
-        if upload.content is None:
-            raise Unreadable(f"{upload.name}: its bytes never arrived")
-        yield *read_csv(upload.name, upload.content), upload.name
+def judge(companies: Collection[Company], ledger: Ledger, now: float) -> Verdict:
+    """Return the number of duplicates, of unread ends, and of the faults in the ledger."""
+    unread = duplicates = exports = 0
+    for company in companies:
+        asked = [payload for key, (payload, _) in company.keys.items() if key.startswith("e")]
+        exports += len(asked) - len(set(asked))
+        good: set[str] = set()
+        for run in company.runs.values():
+            run.status(now)
+            unread += run.ended and run.id not in ledger.detection
+            inserted = run.failure is None and not run.canceled
+            duplicates += inserted and run.digest in good
+            good |= {run.digest} if inserted else set()
+    names = Counter((company.name, company.source) for company in companies)
+    shown = {(run_id, park) for run_id, readings in ledger.readings.items() for _, park in readings}
+    times = [[at for at, _ in readings] for readings in ledger.readings.values()]
+    return Verdict(
+        **shared_counts(ledger),
+        duplicate_imports=duplicates,
+        duplicate_companies=sum(count - 1 for count in names.values()),
+        duplicate_exports=exports,
+        polls_after_the_end=sum(
+            at > ended for run_id, ended in ledger.end_read_at.items() for at, _ in ledger.readings[run_id]
+        ),
+        hasty_polls=sum(
+            late - early < ledger.shortest_pause for reads in times for early, late in pairwise(reads)
+        ),
+        blind_decisions=sum(decision not in shown for decision in ledger.decisions),
+        unaccounted=unread,
+    )

@@ -1,19 +1,20 @@
 """The lives of import runs and destination exports, computed from `now` at each read, without timers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import final
+from string import ascii_lowercase
+from typing import TypeAlias, cast, final
 
 import msgspec
 
-from asyncmig.simulator.companies.scripts import Parks
 from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
 from asyncmig.simulator.companies.variants import Variants
 from asyncmig.simulator.server.messages import Json
 from asyncmig.simulator.server.settings import RunDurations
+from asyncmig.simulator.server.tables import Rows
 
-__all__ = ["DecisionIn", "ExportIn", "ExportRun", "ImportRun"]
+__all__ = ["Ask", "DecisionIn", "ExportIn", "ExportRun", "Fails", "ImportRun", "Parks", "Script"]
 
 PARKS_ABOVE = 0.05
 """A run parks when more than this share of its rows would be dropped or duplicated."""
@@ -25,6 +26,61 @@ _PROPOSED = {
 }
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One question of a parked import. `destructive`: the proposed patch deletes rows."""
+
+    prompt: str
+    options: tuple[str, ...] = ("Do as proposed", "Leave it as it is")
+    allow_custom: bool = False
+    destructive: bool = False
+
+    def describe(self, number: int, target: Json) -> Json:
+        """Return the question as a read of the run shows it. The options have the ids `a`, `b` and so on."""
+        options = zip(ascii_lowercase, self.options, strict=False)
+        return {
+            "id": f"fq{number}",
+            "prompt": self.prompt,
+            "target": target,
+            "options": [{"id": option_id, "label": label} for option_id, label in options],
+            "allow_custom": self.allow_custom,
+        }
+
+
+@final
+class Parks:
+    """Each import of the customer parks once, with these questions: texts, or `Ask`.
+
+    An approval completes the import with all its rows, whatever the answers; a rejection fails it. Raises
+    `ValueError` if there is no question.
+    """
+
+    __slots__ = ("asks",)
+
+    def __init__(self, *questions: str | Ask) -> None:
+        if not questions:
+            raise ValueError("Parks() needs at least one question")
+        if not all(isinstance(cast(object, each), str | Ask) for each in questions):
+            raise ValueError(f"Parks{questions}: a question must be a text or an `Ask`")
+        self.asks: tuple[Ask, ...] = tuple(
+            Ask(prompt=each) if isinstance(each, str) else each for each in questions
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fails:
+    """The customer's imports fail with this text: the first `times` of them, or all."""
+
+    error: str
+    times: int | None = None
+
+
+Script: TypeAlias = Parks | Fails
+"""What the imports of one customer do, whatever its files contain: for the tests of a service."""
+
+
 class AnswerIn(msgspec.Struct, kw_only=True):
     question_id: str
     option_id: str | None = None
@@ -34,21 +90,6 @@ class AnswerIn(msgspec.Struct, kw_only=True):
 class DecisionIn(msgspec.Struct, kw_only=True):
     decision: str
     answers: list[AnswerIn] = []
-
-
-class _Option(msgspec.Struct):
-    id: str
-    label: str
-
-
-class _Question(msgspec.Struct):
-    id: str
-    prompt: str
-    options: list[_Option]
-
-    def text(self, answer: AnswerIn) -> str:
-        labels = {option.id: option.label for option in self.options}
-        return answer.custom or labels.get(answer.option_id or "", "")
 
 
 @final
@@ -67,7 +108,7 @@ class ImportRun:
     variants: Variants = field(default_factory=Variants)
     parks_with: Parks | None = None
     """The questions that it asks once, instead of those about bad cells."""
-    inserted: list[tuple[Table, list[list[str]]]] = field(default_factory=list[tuple[Table, list[list[str]]]])
+    inserted: list[tuple[Table, Rows]] = field(default_factory=list[tuple[Table, Rows]])
     digest: str = ""
     """Of the rows that came."""
     parks: int = 0
@@ -77,11 +118,13 @@ class ImportRun:
     """The answers of the last decision, by question id."""
     rejected: bool = False
     canceled: bool = False
-    attention: Json | None = None
-    """Its last questions, kept for the record when it runs again."""
     runs_from: float = 0.0
     settles_at: float = 0.0
     _settled: str | None = None
+    _rows_before: list[tuple[Table, Rows]] = field(default_factory=list[tuple[Table, Rows]])
+    """The rows of each table before this import."""
+    _asks: list[Ask] = field(default_factory=list[Ask])
+    """The last questions; and for those about bad cells, what they are about and what the patch does."""
     _proposals: list[tuple[Flaw, dict[str, str]]] = field(default_factory=list[tuple[Flaw, dict[str, str]]])
 
     def __post_init__(self) -> None:
@@ -99,7 +142,7 @@ class ImportRun:
             self._settle()
         lasts = self.variants.park_lasts
         if self._settled == "needs_attention" and lasts is not None and now >= self.settles_at + lasts:
-            self._settled, self.failure = "failed", "Nobody decided in time"
+            self._fail("Nobody decided in time")
         if self._settled is not None:
             return self._settled
         return "queued" if now < self.runs_from else self.variants.strange_status or "running"
@@ -114,42 +157,50 @@ class ImportRun:
             self._settled = "canceled" if self.canceled else "failed"
             return
         if not self.decided:
-            for table, rows in self.inserted:
-                table.rows.extend(rows)
-        flaws = find_flaws(self.tables)
-        total = sum(len(table.rows) for table in self.tables)
+            self._insert()
         if self.rejected:
-            self._settled = "failed"
-            if not self.variants.rejected_keeps:
-                for table, _ in self.inserted:
-                    table.rows.clear()
-            self.failure = "Rejected by a person"
-        elif self._asks(sum(bad_rows(flaws).values()), total):
+            self._fail("Rejected by a person", keeps_rows=self.variants.rejected_keeps)
+        elif self._parks_now():
             self._settled = "needs_attention"
             self.parks += 1
-            self._propose(flaws)
+            self._propose()
         else:
             self._settled = "completed"
 
-    def _asks(self, bad: int, total: int) -> bool:
+    def _insert(self) -> None:
+        self._rows_before = [(table, table.rows) for table in self.tables]
+        for table in self.tables:
+            table.rows = [] if self.variants.second_import == "replaces" else [*table.rows]
+        for table, rows in self.inserted:
+            table.rows.extend(rows)
+
+    def _fail(self, why: str, *, keeps_rows: bool = False) -> None:
+        self._settled, self.failure = "failed", why
+        for table, rows in self._rows_before if not keeps_rows else ():
+            table.rows = rows
+
+    def _parks_now(self) -> bool:
         if self.parks_with is not None:
             return not self.decided
+        total, bad = self._counts()
         if self.decided:
             return self.variants.parks_twice and self.decided < 2 and bad > 0
         return bad > PARKS_ABOVE * max(1, total)
 
-    def _propose(self, flaws: Sequence[Flaw]) -> None:
+    def _propose(self) -> None:
         if self.parks_with is not None:
-            self.attention = self.parks_with.attention(self.tables[0].sheet_id)
+            self._asks = list(self.parks_with.asks)
             return
+        flaws = find_flaws(self.tables)
         self._proposals = [(flaw, self._action(flaw)) for flaw in flaws]
-        self.attention = {
-            "questions": [self._question(n, flaw) for n, (flaw, _) in enumerate(self._proposals)],
-            "proposed_patch": {
-                "summary": f"{len(self._proposals)} kinds of bad cells",
-                "actions": [action for _, action in self._proposals],
-            },
-        }
+        self._asks = [
+            Ask(
+                prompt=f"{len(flaw.rows)} cells of {flaw.column} break the rule '{flaw.kind}'. "
+                "What shall be done?",
+                allow_custom=flaw.kind == "strict",
+            )
+            for flaw in flaws
+        ]
 
     def _table(self, sheet_id: str) -> Table:
         return next(table for table in self.tables if table.sheet_id == sheet_id)
@@ -164,25 +215,6 @@ class ImportRun:
         if flaw.kind == "unique":
             action["key_column"] = action.pop("column")
         return action
-
-    def _question(self, n: int, flaw: Flaw) -> Json:
-        table = self._table(flaw.sheet_id)
-        place = table.header.index(flaw.column)
-        return {
-            "id": f"fq{n}",
-            "prompt": f"{len(flaw.rows)} cells of {flaw.column} break the rule '{flaw.kind}'. What shall be done?",
-            "context": f"Sheet {table.name}",
-            "target": {
-                "sheet_id": flaw.sheet_id,
-                "column": flaw.column,
-                "affected_count": len(flaw.rows),
-                "sample_values": [table.rows[row][place] for row in flaw.rows[:5]],
-                "error": flaw.kind,
-            },
-            "relevant_columns": [flaw.column],
-            "options": [{"id": "a", "label": "Do as proposed"}, {"id": "b", "label": "Leave it as it is"}],
-            "allow_custom": flaw.kind == "strict",
-        }
 
     def decide(self, approve: bool, answers: Mapping[str, AnswerIn], now: float) -> None:
         """Apply a decision. The patch is applied at once, and the run continues for a while."""
@@ -200,9 +232,12 @@ class ImportRun:
 
     def answered(self) -> dict[str, str]:
         """Return the answers of the last decision: label or text by the question's prompt."""
-        questions = msgspec.convert((self.attention or {}).get("questions", []), list[_Question])
+        given = [(ask, self.answers.get(f"fq{n}")) for n, ask in enumerate(self._asks)]
         return {
-            each.prompt: each.text(self.answers[each.id]) for each in questions if each.id in self.answers
+            ask.prompt: answer.custom
+            or dict(zip(ascii_lowercase, ask.options, strict=False)).get(answer.option_id or "", "")
+            for ask, answer in given
+            if answer is not None
         }
 
     def _apply(self, flaw: Flaw, action: Mapping[str, str], answer: AnswerIn | None) -> None:
@@ -219,35 +254,61 @@ class ImportRun:
         """Return the run as a read shows it."""
         status = self.status(now)
         shown: Json = {"status": status}
-        if status in ("queued", "running", self.variants.strange_status):
-            done = (now - self.created_at) / max(1.0, self.settles_at - self.created_at)
-            shown["progress_message"] = (
-                "Waiting to start" if status == "queued" else f"Mapping, {done:.0%} done"
-            )
-        elif status == "needs_attention":
-            report = self._report()
-            valid = report["inserted"] - report["invalidCellCount"]
-            shown["report"] = {"inserted": valid, "invalidCellCount": report["invalidCellCount"]}
-            shown["needs_attention"] = self.attention
+        if status == "needs_attention":
+            rows, bad = self._counts()
+            shown["report"] = {"inserted": rows - bad, "invalidCellCount": bad}
+            shown["needs_attention"] = self._attention()
         elif status == "canceled":
             shown["error"] = "Canceled by a person"
         elif status == "failed":
             shown["error"] = self.failure
             if self.rejected:
                 shown["report"] = {"inserted": 0, "perSheet": [], "invalidCellCount": 0}
+        elif status == "completed":
+            per_sheet = [
+                {"templateName": table.name, "sheetId": table.sheet_id, "rowCount": len(table.rows)}
+                for table in self.tables
+            ]
+            rows, bad = self._counts()
+            shown["report"] = {"inserted": rows, "invalidCellCount": bad, "perSheet": per_sheet}
         else:
-            shown["report"] = {**self._report(), "perSheet": self._per_sheet()}
+            done = (now - self.created_at) / max(1.0, self.settles_at - self.created_at)
+            is_queued = status == "queued"
+            shown["progress_message"] = "Waiting to start" if is_queued else f"Mapping, {done:.0%} done"
         return shown
 
-    def _report(self) -> dict[str, int]:
-        rows = sum(len(table.rows) for table in self.tables)
-        return {"inserted": rows, "invalidCellCount": sum(bad_rows(find_flaws(self.tables)).values())}
+    def _counts(self) -> tuple[int, int]:
+        """Return how many rows the company has, and how many of them have a bad cell."""
+        return sum(len(t.rows) for t in self.tables), sum(bad_rows(find_flaws(self.tables)).values())
 
-    def _per_sheet(self) -> list[Json]:
-        return [
-            {"templateName": table.name, "sheetId": table.sheet_id, "rowCount": len(table.rows)}
-            for table in self.tables
-        ]
+    def _attention(self) -> Json:
+        """Return the questions and the proposed patch, as a read of the parked run shows them."""
+        if self.parks_with is not None:
+            sheet_id = self.tables[0].sheet_id
+            actions = [
+                {"action": "delete_invalid_rows" if ask.destructive else "keep", "sheet_id": sheet_id}
+                for ask in self._asks
+            ]
+            questions = [ask.describe(n, {"sheet_id": sheet_id}) for n, ask in enumerate(self._asks)]
+            summary = f"{len(questions)} questions"
+        else:
+            actions = [action for _, action in self._proposals]
+            questions = [self._question(n, flaw) for n, (flaw, _) in enumerate(self._proposals)]
+            summary = f"{len(actions)} kinds of bad cells"
+        return {"questions": questions, "proposed_patch": {"summary": summary, "actions": actions}}
+
+    def _question(self, n: int, flaw: Flaw) -> Json:
+        table = self._table(flaw.sheet_id)
+        place = table.header.index(flaw.column)
+        target: Json = {
+            "sheet_id": flaw.sheet_id,
+            "column": flaw.column,
+            "affected_count": len(flaw.rows),
+            "sample_values": [table.rows[row][place] for row in flaw.rows[:5]],
+            "error": flaw.kind,
+        }
+        about = {"context": f"Sheet {table.name}", "relevant_columns": [flaw.column]}
+        return {**self._asks[n].describe(n, target), **about}
 
 
 class SelectionIn(msgspec.Struct, kw_only=True):
@@ -287,13 +348,13 @@ class ExportRun:
     def status(self, now: float) -> str:
         """Return the status at `now`."""
         if now < self.settles_at:
-            return "running"
+            return self.variants.strange_status or "running"
         return "completed" if self.connected else "failed"
 
     def describe(self, now: float) -> Json:
         """Return the run as a read shows it."""
         status = self.status(now)
-        if status == "running":
+        if now < self.settles_at:
             return {"status": status, "progress_message": "Writing"}
         if status == "failed":
             return {"status": status, "error": "No destination is connected"}

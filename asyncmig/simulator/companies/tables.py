@@ -1,16 +1,14 @@
-"""Sheets of templates: validate and patch their rows, and write them as CSV and ZIP."""
+"""Sheets of templates: validate and patch their rows, and write them as CSV."""
 
-import csv
-import io
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asyncmig.simulator.server.messages import Json
+from asyncmig.simulator.server.tables import Rows, csv_text
 
-__all__ = ["Column", "Flaw", "Schema", "Table", "apply_action", "bad_rows", "find_flaws", "to_csv", "to_zip"]
+__all__ = ["Column", "Flaw", "Schema", "Table", "apply_action", "bad_rows", "find_flaws", "to_csv"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +60,13 @@ class Table:
     name: str
     schema: Schema | None
     header: list[str]
-    rows: list[list[str]] = field(default_factory=list[list[str]])
+    rows: Rows = field(default_factory=list[list[str]])
+
+    @classmethod
+    def of(cls, schema: Schema, *, sheet_id: str) -> "Table":
+        """Return an empty sheet of a template."""
+        header = [column.name for column in schema.columns]
+        return cls(sheet_id=sheet_id, name=schema.name, schema=schema, header=header)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +123,12 @@ def _targets(column: Column, by_schema: Mapping[str, Table]) -> set[str] | None:
 def apply_action(table: Table, flaw: Flaw, action: Mapping[str, str]) -> None:
     """Apply one action of a patch to the rows of a flaw."""
     place = table.header.index(flaw.column)
-    match action["action"]:
-        case "set_value":
-            for n in flaw.rows:
-                table.rows[n][place] = action["value"]
-        case "delete_invalid_rows" | "dedup_keep_first":
-            gone = set(flaw.rows)
-            table.rows = [row for n, row in enumerate(table.rows) if n not in gone]
-        case _:
-            pass
+    if action["action"] == "set_value":
+        for n in flaw.rows:
+            table.rows[n] = [*table.rows[n][:place], action["value"], *table.rows[n][place + 1 :]]
+    elif action["action"] in ("delete_invalid_rows", "dedup_keep_first"):
+        gone = set(flaw.rows)
+        table.rows = [row for n, row in enumerate(table.rows) if n not in gone]
 
 
 def bad_rows(flaws: Iterable[Flaw]) -> Counter[str]:
@@ -138,24 +139,10 @@ def bad_rows(flaws: Iterable[Flaw]) -> Counter[str]:
     return Counter({sheet: len(numbers) for sheet, numbers in rows.items()})
 
 
-def to_zip(tables: Sequence[Table], *, only_valid: bool) -> bytes:
-    """Return a ZIP of all sheets of a company."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
-        for place, table in enumerate(tables):
-            same = sum(other.name == table.name for other in tables[:place])
-            name = f"{table.name} ({same + 1})" if same else table.name
-            content.writestr(f"{name}.csv", to_csv(tables, table, only_valid=only_valid))
-    return archive.getvalue()
-
-
 def to_csv(tables: Sequence[Table], table: Table, *, only_valid: bool) -> bytes:
     """Return one sheet of a company as CSV; its links go to the other sheets."""
     bad: set[int] = set()
     if only_valid:
         bad = {n for flaw in find_flaws(tables) if flaw.sheet_id == table.sheet_id for n in flaw.rows}
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(table.header)
-    writer.writerows(row for n, row in enumerate(table.rows) if n not in bad)
-    return text.getvalue().encode()
+    rows = [row for n, row in enumerate(table.rows) if n not in bad]
+    return csv_text(table.header, rows).encode()

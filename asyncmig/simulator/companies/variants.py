@@ -3,177 +3,153 @@
 A profile is a server to rehearse against: a rate limit, faults and variants under one name.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from random import Random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCounter, SlidingLog, TokenBucket
-from asyncmig.simulator.server.settings import check_amount, is_share
+from asyncmig.simulator.server.messages import Json
+from asyncmig.simulator.server.settings import BaseVariants, amount, share, silence, text
 
-__all__ = ["PAGES", "PROFILES", "VARIANTS", "Profile", "Variants"]
+__all__ = ["PAGES", "PROFILES", "VARIANTS", "Profile", "Variants", "page_of"]
 
-_SHARES = ("failed_writes", "hollow_writes", "unread_writes", "zombies", "canceled", "stale")
-_AMOUNTS = ("listed_writes", "inline_rows", "park_lasts", "lag", "upload_lives", "key_lives")
 PAGES = ("none", "cursor", "url", "page", "offset", "repeats", "more")
 """The ways in which a list of imports can be paginated."""
 
-_WORDS: dict[str, tuple[object, ...]] = {
-    "replay_status": (200, 201),
-    "replay_shows": ("present", "queued"),
-    "active": ("bare", "wrapped", "anonymous"),
-    "unconnected_export": ("refused", "conflict", "fails"),
-    "unanswered": ("proposed", "untouched"),
-    "pages": PAGES,
-    "poll_url": ("path", "foreign"),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variants:
-    """One choice for each silence of the contract; the numbers are those of the contract's list."""
+class Variants(BaseVariants):
+    """One choice for each silence of the contract, by the number in the contract's list; and how often runs and
+    writes fail. A choice with one reading is never drawn. Times are in seconds, shares are from 0 to 1.
+    """
 
-    replay_status: int = 200
-    """1: how a repeat under a known idempotency key is answered, 200 or 201."""
-    replay_shows: str = "present"
-    """1: the status in that answer, `present` or `queued`."""
-    name_first: bool = False
-    """2: a name that is taken (400) is noticed before an external id that is taken (409)."""
-    existing: bool = False
-    """2: a company with a known external id is answered with 200 and the company."""
-    active: str = "bare"
-    """3: the active import `bare`, `wrapped` in `run`, or `anonymous`, without its id."""
-    parks_twice: bool = False
-    """5: after an approval the run parks once more, its questions under the same ids."""
-    rejected_keeps: bool = False
-    """7: a rejected run leaves its valid rows."""
-    zip_status: int = 200
-    """9: the archive of all sheets: 200, or 404 or 501 where it does not exist yet."""
-    catalogue: bool = True
-    """9: sources and templates can be listed; otherwise 404."""
-    unconnected_export: str = "fails"
-    """10: an export without a connection is `refused` (400), a `conflict` (409), or its run `fails`."""
-    failed_writes: float = 0.03
-    """Share of an export's writes that the destination refuses."""
-    hollow_writes: float = 0.03
-    """Share of them that it accepts without keeping the fields."""
-    unread_writes: float = 0.0
-    """Share of the successful writes that are not read back: `fields_confirmed` is null."""
-    listed_writes: int | None = None
-    """At most so many writes are in an export's report, whatever its counts say."""
-    gzip: bool = False
-    """Downloads are compressed for a client that accepts it."""
-    unanswered: str = "proposed"
-    """6: what an approval with answers does about questions that it leaves out: as `proposed`, or `untouched`."""
-    inline_rows: int | None = None
-    """11: how many rows an import takes inline; more are refused."""
-    inline_status: int = 413
-    """11: the status of that refusal, 413 or 400."""
-    pages: str = "none"
+    replay_status: int = silence(1, 200, 201)
+    """How a repeat under a known idempotency key is answered."""
+    replay_shows: str = silence(1, "present", "queued")
+    """The status in that answer."""
+    refs_count: bool = silence(1, True, False)
+    """A repeat with a fresh upload is another payload (409)."""
+    name_first: bool = silence(2, False, True)
+    """A name that is taken (400) is noticed before an external id that is taken (409)."""
+    existing: bool = silence(2, False, True)
+    """A company with a known external id is answered with 200 and the company."""
+    active: str = silence(3, "bare", "wrapped", "anonymous")
+    """The active import: bare, wrapped in `run`, or without its id."""
+    parks_twice: bool = silence(5, False, True)
+    """After an approval the run parks once more, its questions under the same ids."""
+    unanswered: str = silence(6, "proposed", "untouched")
+    """What an approval with answers does about questions that it leaves out."""
+    rejected_keeps: bool = silence(7, False, True)
+    """A rejected run leaves its valid rows."""
+    upload_refs: str = silence(8, "several", "one")
+    """How many imports an `upload_ref` serves."""
+    zip_status: int = silence(9, 200, 404, 501)
+    """The archive of all sheets; 404 or 501 where it does not exist yet."""
+    catalogue: bool = silence(9, True, False)
+    """Sources and templates can be listed; otherwise 404."""
+    unconnected_export: str = silence(10, "fails", "refused", "conflict")
+    """An export without a connection: its run `fails`, or it is `refused` (400) or a `conflict` (409)."""
+    second_import: str = silence(11, "appends", "replaces")
+    """What a second import of a company does to the rows of the first."""
+    inline_rows: int | None = amount(11, None, 10)
+    """How many rows an import takes inline; more are refused."""
+    inline_status: int = silence(11, 413, 400)
+    """The status of that refusal."""
+    park_lasts: float | None = amount(12, None)
+    """Seconds after which a park expires into `failed`."""
+    strange_status: str | None = text(12, None, "blocked", "paused")
+    """A status that the contract does not name, shown while a run is running."""
+    poll_url: str = silence(13, "path", "foreign")
+    """`foreign`: absolute, to another host."""
+    error_body: bool = silence(15, True, False)
+    """Errors come with their text; otherwise with an empty body."""
+    lag: float = amount(18, 0.0, 5.0, 15.0)
+    """Seconds in which a run that was just created answers 404."""
+    upload_status: int = silence(0, 201, 200)
+    """The status of an answer with a signed URL."""
+    pages: str = silence(0, *PAGES)
     """List imports: all at once (`none`), or one by one, and the next under `cursor`, `url`, `page` or `offset`; or
     `repeats`, the same page each time, with a new cursor; or `more`, which names no way to the next page."""
-    list_field: str = "imports"
+    list_field: str = text(0, "imports", "runs", "items", "data", "")
     """List imports: the field that has them, or `` for a bare list."""
-    park_lasts: float | None = None
-    """12: seconds after which a park expires into `failed`."""
-    strange_status: str | None = None
-    """12: a status that the contract does not name, shown while the run is running."""
-    poll_url: str = "path"
-    """13: a `path`, or `foreign`: absolute, to another host."""
-    drift: bool = False
-    """15: numbers as strings, null for optional fields, unknown fields."""
-    error_body: bool = True
-    """15: errors come with their text; otherwise with an empty body."""
-    lag: float = 0.0
-    """18: seconds in which a run that was just created answers 404."""
-    zombies: float = 0.0
+    failed_writes: float = share(0, 0.03)
+    """Share of an export's writes that the destination refuses."""
+    hollow_writes: float = share(0, 0.03)
+    """Share of them that it accepts without keeping the fields."""
+    unread_writes: float = share(0, 0.0)
+    """Share of the successful writes that are not read back: `fields_confirmed` is null."""
+    listed_writes: int | None = amount(0, None)
+    """At most so many writes are in an export's report, whatever its counts say."""
+    gzip: bool = silence(0, False, True)
+    """Downloads are compressed for a client that accepts it."""
+    zombies: float = share(0, 0.0, 0.1)
     """Share of runs whose engine dies: they read `failed` in the end."""
-    canceled: float = 0.0
+    canceled: float = share(0, 0.0, 0.1)
     """Share of runs that another client cancels."""
-    stale: float = 0.0
+    stale: float = share(0, 0.0, 0.2)
     """Share of reads that repeat the previous read."""
-    upload_lives: float = 3600.0
+    upload_lives: float = amount(0, 3600.0)
     """Seconds in which a signed URL can be used."""
-    key_lives: float | None = None
+    key_lives: float | None = amount(0, None)
     """Seconds from the first request to the moment at which the key is revoked."""
 
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for invalid shares and unknown words."""
-        for name in _SHARES:
-            if not is_share(getattr(self, name)):
-                raise ValueError(f"{name} must be a number from 0 to 1: {getattr(self, name)!r}")
-        for name in _AMOUNTS:
-            if getattr(self, name) is not None:
-                check_amount(name, getattr(self, name))
-        for name, known in _WORDS.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(str, known))}: {getattr(self, name)!r}"
-                )
-
-    @classmethod
-    def drawn(cls, rng: Random) -> "Variants":
-        """Return a random choice for everything."""
-        return cls(
-            replay_status=rng.choice((200, 201)),
-            replay_shows=rng.choice(("present", "queued")),
-            name_first=rng.random() < 0.5,
-            existing=rng.random() < 0.3,
-            active=rng.choice(("bare", "wrapped", "anonymous")),
-            parks_twice=rng.random() < 0.3,
-            rejected_keeps=rng.random() < 0.5,
-            zip_status=rng.choice((200, 404, 501)),
-            catalogue=rng.random() < 0.7,
-            unconnected_export=rng.choice(("refused", "conflict", "fails")),
-            strange_status=rng.choice((None, "blocked", "paused")),
-            poll_url=rng.choice(("path", "foreign")),
-            drift=rng.random() < 0.5,
-            error_body=rng.random() < 0.7,
-            lag=rng.choice((0.0, 5.0, 15.0)),
-            zombies=rng.choice((0.0, 0.1)),
-            canceled=rng.choice((0.0, 0.1)),
-            stale=rng.choice((0.0, 0.2)),
-            unanswered=rng.choice(("proposed", "untouched")),
-            inline_rows=rng.choice((None, 10)),
-            inline_status=rng.choice((400, 413)),
-            pages=rng.choice(PAGES),
-            list_field=rng.choice(("imports", "runs", "items", "data", "")),
-        )
-
     def having(self, name: str, rate: float) -> "Variants":
-        """Return these choices with one more, by its name on the command line. Raises `KeyError` for an unknown
-        name.
+        """Return these choices with one more, by its name on the command line (`VARIANTS`).
+
+        `rate` is the share of those that have one. Raises `KeyError` for an unknown name.
         """
-        if name in ("zombies", "canceled", "stale"):
-            return {
-                "zombies": replace(self, zombies=rate),
-                "canceled": replace(self, canceled=rate),
-                "stale": replace(self, stale=rate),
-            }[name]
-        return _NAMED[name](self)
+        chosen, value = VARIANTS[name]
+        return self.with_reading(chosen, value, rate)
 
 
-_NAMED: dict[str, Callable[[Variants], Variants]] = {
-    "expired-upload-url": lambda variants: replace(variants, upload_lives=0.2),
-    "revoked-key": lambda variants: replace(variants, key_lives=60.0),
-    "expiring-park": lambda variants: replace(variants, park_lasts=60.0),
-    "no-zip": lambda variants: replace(variants, zip_status=404),
-    "no-catalogue": lambda variants: replace(variants, catalogue=False),
-    "foreign-poll-url": lambda variants: replace(variants, poll_url="foreign"),
-    "strange-status": lambda variants: replace(variants, strange_status="blocked"),
-    "drift": lambda variants: replace(variants, drift=True),
-    "lagging-run": lambda variants: replace(variants, lag=10.0),
-    "second-park": lambda variants: replace(variants, parks_twice=True),
-    "few-inline-rows": lambda variants: replace(variants, inline_rows=10),
-    "untouched-questions": lambda variants: replace(variants, unanswered="untouched"),
-    "pages": lambda variants: replace(variants, pages="cursor"),
-    "endless-pages": lambda variants: replace(variants, pages="repeats"),
-    "gzip": lambda variants: replace(variants, gzip=True),
-    "failed-writes": lambda variants: replace(variants, failed_writes=0.5),
-    "hollow-writes": lambda variants: replace(variants, hollow_writes=0.5),
-    "empty-errors": lambda variants: replace(variants, error_body=False),
+VARIANTS: Mapping[str, tuple[str, object]] = {
+    "zombies": ("zombies", None),
+    "canceled": ("canceled", None),
+    "stale": ("stale", None),
+    "expired-upload-url": ("upload_lives", 0.2),
+    "revoked-key": ("key_lives", 60.0),
+    "expiring-park": ("park_lasts", 60.0),
+    "no-zip": ("zip_status", 404),
+    "no-catalogue": ("catalogue", False),
+    "foreign-poll-url": ("poll_url", "foreign"),
+    "strange-status": ("strange_status", "blocked"),
+    "drift": ("drift", True),
+    "lagging-run": ("lag", 10.0),
+    "second-park": ("parks_twice", True),
+    "few-inline-rows": ("inline_rows", 10),
+    "untouched-questions": ("unanswered", "untouched"),
+    "pages": ("pages", "cursor"),
+    "endless-pages": ("pages", "repeats"),
+    "gzip": ("gzip", True),
+    "failed-writes": ("failed_writes", None),
+    "hollow-writes": ("hollow_writes", None),
+    "empty-errors": ("error_body", False),
 }
-VARIANTS = ("zombies", "canceled", "stale", *_NAMED)
-"""Names that `Variants.having` knows; the first three have a rate."""
+"""Names on the command line: the field and its value; None for a share, which becomes the rate."""
+
+
+def page_of(items: Sequence[Json], query: Mapping[str, str], variants: Variants, *, number: int) -> object:
+    """Return the page of a list that a query asks for, or the whole list. `number`: of the requests so far."""
+    how, field = variants.pages, variants.list_field
+    if how == "none":
+        return {field: items} if field else items
+    asked = query.get("cursor") or query.get("offset") or query.get("page") or ""
+    position = int(asked) - (how == "page") if asked.isdigit() else 0
+    is_last = position + 1 >= len(items)
+    address = f"https://elsewhere.invalid/api/v1/imports?cursor={position + 1}&limit=1"
+    following: dict[str, Json] = {
+        "cursor": {"next_cursor": None if is_last else str(position + 1)},
+        "url": {"links": {"next": None if is_last else address}},
+        "page": {"pagination": {"page": position + 1, "total_pages": len(items)}},
+        "offset": {"offset": position, "limit": 1, "total": len(items)},
+        "repeats": {"next": f"again-{number}", "has_more": True},
+        "more": {"has_more": not is_last},
+    }
+    return {field or "imports": items[position : position + 1], **following[how]}
+
+
+# Profiles
+
+
 _FLAKY = (
     "request-lost",
     "answer-lost",

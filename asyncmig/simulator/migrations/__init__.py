@@ -13,14 +13,12 @@ print(world.ledger.requests, world.verdict(asyncio.get_running_loop().time()))
 ```
 """
 
-from asyncmig.simulator.migrations.account import EPOCH
+from asyncmig.simulator.migrations.account import EPOCH, Migration
 from asyncmig.simulator.migrations.data import SCHEMAS, SOURCES
-from asyncmig.simulator.migrations.judge import Verdict
-from asyncmig.simulator.migrations.migration import Migration
 from asyncmig.simulator.migrations.scripts import DROP, KEEP, Block, Question, Script
 from asyncmig.simulator.migrations.tables import Column, Schema
 from asyncmig.simulator.migrations.variants import REFUSALS, SETTLED, SILENCES, VARIANTS, Variants
-from asyncmig.simulator.migrations.world import World, endpoint_of
+from asyncmig.simulator.migrations.world import Verdict, World
 from asyncmig.simulator.server.limits import Limits
 
 __all__ = [
@@ -43,5 +41,4 @@ __all__ = [
     "Variants",
     "Verdict",
     "World",
-    "endpoint_of",
 ]

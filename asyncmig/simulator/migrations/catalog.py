@@ -1,15 +1,13 @@
 """Routes of sources, templates, and knowledge."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import cast
 
 import msgspec
 
-from asyncmig.simulator.migrations.account import Account, Source
-from asyncmig.simulator.migrations.migration import Knowledge
+from asyncmig.simulator.migrations.account import Account, Ids, Knowledge, Source
 from asyncmig.simulator.migrations.tables import Column, Schema
-from asyncmig.simulator.server.messages import Json, Malformed, Refusal, Reply, Request, read_body
+from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, read_body
 
 __all__ = [
     "list_sources",
@@ -23,8 +21,6 @@ __all__ = [
     "write_migration_knowledge",
     "write_source_knowledge",
 ]
-
-Ids = Mapping[str, str]
 
 
 class _SourceIn(msgspec.Struct, kw_only=True):
@@ -124,7 +120,7 @@ def _same_time(text: str, other: object) -> bool:
     try:
         return other is not None and datetime.fromisoformat(text) == datetime.fromisoformat(str(other))
     except ValueError:
-        raise Malformed("if_unmodified_since is no time") from None
+        raise Refusal(400, "if_unmodified_since is no time") from None
 
 
 def source_knowledge(account: Account, request: Request, ids: Ids, now: float) -> Reply:
@@ -145,14 +141,14 @@ def write_source_knowledge(account: Account, request: Request, ids: Ids, now: fl
 
 def migration_knowledge(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/knowledge`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     shown = {"migration_id": migration.id, **_describe_knowledge(account, migration.knowledge)}
     return account.shown(200, shown)
 
 
 def write_migration_knowledge(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `PATCH /migrations/{id}/knowledge`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     _write(account, migration.knowledge, request, held=migration.active is not None, now=now)
     return migration_knowledge(account, request, ids, now)
 

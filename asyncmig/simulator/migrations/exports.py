@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from asyncmig.simulator.migrations.account import Account
-from asyncmig.simulator.migrations.migration import ExportJob, Migration
+from asyncmig.simulator.migrations.account import Account, ExportJob, Ids, Migration
 from asyncmig.simulator.migrations.tables import Sheet, find_flaws
 from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply, read_body
 
 __all__ = ["download", "fetch_link", "preview", "read_export", "start_export"]
 
-Ids = Mapping[str, str]
 _FILTERS = ("valid", "invalid", "all")
 _SAMPLE = 20
 """Rows of a sheet in the preview."""
@@ -38,7 +36,7 @@ def _sheet(migration: Migration, slug: str) -> Sheet:
 
 def download(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/exports/{slug}.csv`."""
-    migration, variants, query = account.migration(ids, now), account.variants, request.query
+    migration, variants, query = account.find(ids, now), account.variants, request.query
     sheet = _sheet(migration, ids["slug"])
     if not migration.workbook and variants.before_execute == "missing":
         raise Refusal(404, "Nothing was imported yet")
@@ -78,7 +76,7 @@ def _filtered(migration: Migration, sheet: Sheet, wanted: str) -> list[list[str]
 def start_export(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/exports`."""
     account.require_plan()
-    migration, body = account.migration(ids, now), read_body(request.body, _ExportIn)
+    migration, body = account.find(ids, now), read_body(request.body, _ExportIn)
     slugs = body.slugs or ([body.slug] if body.slug else [])
     if not slugs:
         raise Refusal(400, "Give a slug or slugs")
@@ -120,7 +118,7 @@ def start_export(account: Account, request: Request, ids: Ids, now: float) -> Re
 
 def read_export(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/exports/jobs/{job_id}`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     job = migration.jobs.get(ids["job_id"])
     if job is None:
         raise Refusal(404, "Job not found")
@@ -192,7 +190,7 @@ def fetch_link(account: Account, request: Request, now: float) -> Reply:
 
 def preview(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/preview`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     if migration.preview is None or now < migration.preview_at + account.variants.lag:
         raise Refusal(404, "There is no preview")
     return account.shown(200, _preview_of(account, migration, migration.preview, request.query))

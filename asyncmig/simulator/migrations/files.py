@@ -1,13 +1,11 @@
 """Routes that give a migration its data: create, uploads, connections; and the storage's PUT."""
 
 import re
-from collections.abc import Mapping
 from typing import cast
 
 import msgspec
 
-from asyncmig.simulator.migrations.account import Account
-from asyncmig.simulator.migrations.migration import File, Migration
+from asyncmig.simulator.migrations.account import Account, File, Ids, Migration
 from asyncmig.simulator.migrations.scripts import Script
 from asyncmig.simulator.migrations.tables import XLSX_HINT, can_read
 from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply, read_body
@@ -23,7 +21,6 @@ __all__ = [
     "save_connection",
 ]
 
-Ids = Mapping[str, str]
 _EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _MOST_AT_ONCE = 25
 _TYPES = (
@@ -139,7 +136,7 @@ def _already_there(
 
 def create_uploads(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/files`."""
-    migration, body = account.migration(ids, now), read_body(request.body, _FilesIn)
+    migration, body = account.find(ids, now), read_body(request.body, _FilesIn)
     if not body.files or len(body.files) > _MOST_AT_ONCE:
         raise Refusal(400, f"files must have 1 to {_MOST_AT_ONCE} entries")
     if any(not file.name.strip() for file in body.files):
@@ -190,7 +187,7 @@ def put_bytes(account: Account, request: Request, now: float) -> Reply:
 
 def list_files(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/files`."""
-    files = account.migration(ids, now).arrived
+    files = account.find(ids, now).arrived
     shown: list[Json] = [
         {
             "name": file.name,
@@ -206,7 +203,7 @@ def list_files(account: Account, request: Request, ids: Ids, now: float) -> Repl
 
 def save_connection(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/source-connection`."""
-    migration, body = account.migration(ids, now), read_body(request.body, _ConnectionIn)
+    migration, body = account.find(ids, now), read_body(request.body, _ConnectionIn)
     if body.source_key != body.source_key.lower():
         raise Refusal(400, "source_key must be in lower case")
     given = cast("Json", msgspec.to_builtins(body))
@@ -251,7 +248,7 @@ def _connection_key(migration: Migration, request: Request) -> tuple[str, str | 
 
 def read_connection(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/source-connection`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     key = _connection_key(migration, request)
     if key is None:
         raise Refusal(404, "No connection")
@@ -260,7 +257,7 @@ def read_connection(account: Account, request: Request, ids: Ids, now: float) ->
 
 def delete_connection(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `DELETE /migrations/{id}/source-connection`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     key = _connection_key(migration, request)
     if key is None:
         if account.variants.delete_missing == "missing":

@@ -1,17 +1,14 @@
 """Routes that show what the agent did: the thread (a snapshot, or a stream of server-sent events) and the log."""
 
 import json
-from collections.abc import Mapping
 from typing import final
 
-from asyncmig.simulator.migrations.account import Account
-from asyncmig.simulator.migrations.migration import Event, Migration, Phase, Run
+from asyncmig.simulator.migrations.account import Account, Event, Ids, Migration, Phase, Run
 from asyncmig.simulator.migrations.runs import Agent
 from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request
 
 __all__ = ["read_log", "snapshot", "stream"]
 
-Ids = Mapping[str, str]
 _PAGE = 50
 _USER = ("message", "status", "preview", "request_input", "completed", "error")
 _TOOLS = (*_USER, "tool_call", "tool_result", "task")
@@ -44,7 +41,7 @@ def _visible(migration: Migration, after: int, kinds: tuple[str, ...], now: floa
 
 def snapshot(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/thread`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     events = _visible(migration, _after(request), _kinds(request), now)[:_PAGE]
     last = events[-1].sequence if events else None
     return account.shown(
@@ -54,7 +51,7 @@ def snapshot(account: Account, request: Request, ids: Ids, now: float) -> Reply:
 
 def stream(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/thread/stream`."""
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     opened = ThreadStream(account, migration, _after(request), _kinds(request), now)
     headers = {"Cache-Control": "no-cache"}
     return Reply(status=200, body=b"", content_type="text/event-stream", headers=headers, stream=opened)
@@ -123,7 +120,7 @@ class ThreadStream:
 
 def read_log(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `GET /migrations/{id}/log`."""
-    migration, variants = account.migration(ids, now), account.variants
+    migration, variants = account.find(ids, now), account.variants
     if variants.log == "unavailable":
         raise Refusal(503, "The log is not available in this region")
     run = migration.current

@@ -5,15 +5,13 @@ from typing import cast
 
 import msgspec
 
-from asyncmig.simulator.migrations.account import Account
-from asyncmig.simulator.migrations.migration import Migration, Run
+from asyncmig.simulator.migrations.account import Account, Ids, Migration, Run
 from asyncmig.simulator.migrations.runs import Agent
 from asyncmig.simulator.migrations.scripts import Question
 from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, read_body
 
 __all__ = ["answer", "cancel_run", "read_run", "start_run", "submit_credentials"]
 
-Ids = Mapping[str, str]
 _KINDS = ("generate", "update", "clarify", "execute")
 _MOST_FILES, _MOST_DOCUMENTS = 400, 5
 _DOCUMENTS = (".pdf", ".doc", ".docx")
@@ -46,7 +44,7 @@ class _CredentialsIn(msgspec.Struct, kw_only=True):
 def start_run(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/runs`."""
     account.require_plan()
-    migration, body = account.migration(ids, now), read_body(request.body, _RunIn, may_be_empty=True)
+    migration, body = account.find(ids, now), read_body(request.body, _RunIn, may_be_empty=True)
     if body.kind not in _KINDS:
         raise Refusal(400, f"kind must be one of {', '.join(_KINDS)}")
     if body.kind in ("update", "clarify") and not (body.message or "").strip():
@@ -88,7 +86,7 @@ def _check_data(account: Account, migration: Migration) -> None:
 
 
 def _run(account: Account, ids: Ids, now: float) -> tuple[Migration, Run]:
-    migration = account.migration(ids, now)
+    migration = account.find(ids, now)
     for run in migration.runs:
         if run.id == ids["run_id"] and now >= run.created_at + account.variants.lag:
             return migration, run

@@ -4,8 +4,7 @@ import re
 from random import Random
 from typing import cast, final
 
-from asyncmig.simulator.migrations.account import Account
-from asyncmig.simulator.migrations.migration import Migration, Phase, Run
+from asyncmig.simulator.migrations.account import Account, Migration, Phase, Run
 from asyncmig.simulator.migrations.scripts import Block, ask_about, without_duplicates
 from asyncmig.simulator.migrations.tables import (
     Sheet,

@@ -168,8 +168,10 @@ def _flaw(column: Column, cell: str, seen: set[str], targets: set[str] | None) -
     if column.unique and known:
         return f"{column.name} must be unique"
     if column.schema is not None:
-        return _schema_flaw(column, cell)
-    if column.strict_rule is not None and not re.search(column.strict_rule, cell):
+        reason = _schema_flaw(column, cell)
+        if reason is not None:
+            return reason
+    elif column.strict_rule is not None and not re.search(column.strict_rule, cell):
         return f"{column.name} does not match {column.strict_rule}"
     if targets is not None and not _linked(column, cell) <= targets:
         return f"{column.name} refers to a row that does not exist"

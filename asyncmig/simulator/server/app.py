@@ -1,12 +1,13 @@
-"""Serve a world on loopback: the API on one port, its storage on another."""
+"""Serve a world on loopback: the API on one port, its storage on another; on a clock that may run faster."""
 
 import asyncio
 import logging
+import selectors
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -14,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from asyncmig.simulator.server.faults import Fault, Faults
 from asyncmig.simulator.server.messages import Reply, Request, Stream
 
-__all__ = ["STREAM_INTERVAL", "Served", "Serving", "serve"]
+__all__ = ["STREAM_INTERVAL", "Served", "Serving", "fast_loop", "serve"]
 
 STREAM_INTERVAL = 1.0
 """Seconds between two looks at a stream."""
@@ -35,20 +36,10 @@ _log.addFilter(_is_unexpected)
 class Served(Protocol):
     """The world of an API generation, as the server needs it. The server sets both addresses."""
 
-    @property
-    def base_url(self) -> str:
-        """The prefix of all URLs of the API."""
-        ...
-
-    @base_url.setter
-    def base_url(self, url: str) -> None: ...
-    @property
-    def storage_url(self) -> str:
-        """The origin of the storage."""
-        ...
-
-    @storage_url.setter
-    def storage_url(self, url: str) -> None: ...
+    base_url: str
+    """The prefix of all URLs of the API."""
+    storage_url: str
+    """The origin of the storage."""
 
     def handle(self, request: Request, now: float) -> Reply:
         """Respond to a request to the API's host."""
@@ -175,3 +166,35 @@ def _break_off(request: web.Request, response: web.StreamResponse) -> web.Stream
     if request.transport is not None:
         request.transport.abort()
     return response
+
+
+# The clock
+
+
+@final
+class _FastLoop(asyncio.SelectorEventLoop):
+    """Its `time()` runs faster, and its selector sleeps shorter, so timers and time-outs of every library follow."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+        selector = selectors.DefaultSelector()
+        select = selector.select
+
+        def select_shorter(timeout: float | None = None) -> object:
+            return select(None if timeout is None else timeout / speed)
+
+        selector.select = select_shorter  # type: ignore[method-assign, assignment]
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return super().time() * self.speed
+
+
+def fast_loop(speed: float) -> asyncio.AbstractEventLoop:
+    """Return a new event loop whose clock runs `speed` times faster than the wall's.
+
+    Raises `ValueError` unless `speed` is more than 0.
+    """
+    if not speed > 0:
+        raise ValueError(f"speed={speed!r}: must be more than 0")
+    return _FastLoop(speed)

@@ -1,11 +1,11 @@
-"""The ledger: every request, and when the end of each run was first read."""
+"""The ledger: every request, and when the end of each run was first read. The verdict: what the client did wrong."""
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, field, fields
+from typing import final
 
-__all__ = ["BaseVerdict", "Entry", "Ledger"]
+__all__ = ["BaseVerdict", "Entry", "Ledger", "mistake", "shared_counts"]
 
 _POLLS = ("/imports/{run_id}", "/exports/{run_id}", "/runs/{run_id}", "/jobs/{job_id}")
 
@@ -26,53 +26,32 @@ class Entry:
         return f"{self.method} {self.template}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseVerdict:
-    """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
-
-    _MEANINGS: ClassVar[Mapping[str, str]] = {}
-    """The words for each field."""
-
-    def __str__(self) -> str:
-        found = [f"{self._MEANINGS[name]}: {count}" for name, count in asdict(self).items() if count]
-        return "; ".join(found) or "no faults"
-
-
 @final
+@dataclass(slots=True, kw_only=True)
 class Ledger:
     """Keeps the entries, and answers questions about them."""
 
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.shortest_pause: float = 1.5
-        """Seconds: a read of a run sooner after the one before counts as hasty."""
-        self.key_leaks = 0
-        """Requests that carried the API key to the storage's host."""
-        self.detection: dict[str, float] = {}
-        """By run: seconds from its end to the first read that showed it."""
+    entries: list[Entry] = field(default_factory=list[Entry])
+    shortest_pause: float = 1.5
+    """Seconds: a read of a run sooner after the one before counts as hasty."""
+    key_leaks: int = 0
+    """Requests that carried the API key to another host."""
+    refusals: Counter[int] = field(default_factory=Counter[int])
+    """By status: refusals that a client can avoid if it follows the contract."""
+    readings: dict[str, list[tuple[float, int]]] = field(default_factory=dict[str, list[tuple[float, int]]])
+    """By run: when it was read, and which of its parks it showed."""
+    detection: dict[str, float] = field(default_factory=dict[str, float])
+    """By run: seconds from its end to the first read that showed it."""
+    end_read_at: dict[str, float] = field(default_factory=dict[str, float])
+    decisions: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    """Decisions that were accepted: the run, and which of its parks was answered."""
 
-        self.readings: dict[str, list[tuple[float, int]]] = {}
-        """By run: when it was read, and which of its parks it showed."""
-        self.end_read_at: dict[str, float] = {}
-        self.decisions: list[tuple[str, int]] = []
-        """Decisions: the run, and which of its parks was answered."""
-
-    def note_decision(self, run_id: str, park: int) -> None:
-        """Record a decision that was accepted."""
-        self.decisions.append((run_id, park))
-
-    def note_reading(self, run_id: str, park: int, now: float) -> None:
-        """Record that a run was read."""
+    def note_reading(self, run_id: str, park: int, now: float, *, ended_at: float | None) -> None:
+        """Record that a run was read, and with `ended_at` that the read showed its end."""
         self.readings.setdefault(run_id, []).append((now, park))
-
-    def note(self, entry: Entry) -> None:
-        """Record a request."""
-        self.entries.append(entry)
-
-    def note_end(self, run_id: str, *, ended_at: float, read_at: float) -> None:
-        """Record that the end of a run was read."""
-        self.detection.setdefault(run_id, read_at - ended_at)
-        self.end_read_at.setdefault(run_id, read_at)
+        if ended_at is not None:
+            self.detection.setdefault(run_id, now - ended_at)
+            self.end_read_at.setdefault(run_id, now)
 
     @property
     def over_the_limit(self) -> int:
@@ -95,3 +74,35 @@ class Ledger:
         """The share of all requests that were status checks."""
         polls = sum(entry.template.endswith(_POLLS) for entry in self.entries)
         return polls / len(self.entries) if self.entries else 0.0
+
+
+def mistake(words: str) -> int:
+    """Return a field of a verdict: how often a client did this."""
+    made: int = field(metadata={"words": words})
+    return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseVerdict:
+    """How often a client did what it should not do. `str(verdict)` says it in words: a clean one is "no faults"."""
+
+    over_the_limit: int = mistake("requests over the rate limit (429)")
+    """Not those that were refused because too many runs were in progress."""
+    key_leaks: int = mistake("requests that sent the API key to another host")
+    after_refusal: int = mistake("requests after the API key was refused (401)")
+    malformed: int = mistake("malformed requests (400)")
+    """Not those that a client cannot foresee, such as one with a row filter that the server does not know."""
+
+    def __str__(self) -> str:
+        counts = [(each.metadata["words"], getattr(self, each.name)) for each in fields(self)]
+        return "; ".join(f"{words}: {count}" for words, count in counts if count) or "no faults"
+
+
+def shared_counts(ledger: Ledger) -> dict[str, int]:
+    """Return the fields of `BaseVerdict`."""
+    return {
+        "over_the_limit": ledger.refusals[429],
+        "key_leaks": ledger.key_leaks,
+        "after_refusal": ledger.after_refusal,
+        "malformed": ledger.refusals[400],
+    }

@@ -1,6 +1,7 @@
 """Rate limits of a server: fixed and sliding windows, a two-window counter, a token bucket. All of them are pure."""
 
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,34 +22,11 @@ __all__ = [
 ]
 
 
-def _check(limit: float, window: float) -> None:
-    check_amount("limit", limit)
-    check_amount("window", window, is_zero_allowed=False)
-
-
 class RateLimit(Protocol):
     """Decides about one call after another."""
 
     def allow(self, now: float) -> bool:
         """Count a call at `now` and return whether it is allowed."""
-        ...
-
-
-class Meter(RateLimit, Protocol):
-    """A rate limit that can tell a client how much of it is left."""
-
-    limit: int
-
-    def refuse(self, now: float) -> None:
-        """Count a call at `now` that was refused, if this limit counts those."""
-        ...
-
-    def remaining(self, now: float) -> int:
-        """Return how many calls it allows at `now`."""
-        ...
-
-    def resets_in(self, now: float) -> float:
-        """Return the seconds until it allows a call again."""
         ...
 
 
@@ -146,6 +124,128 @@ _PRESETS: Mapping[str, Limits] = {
 }
 
 
+@dataclass(eq=False)
+class Meter(ABC):
+    """A rate limit that can tell a client how much of it is left: `limit` calls in `window` seconds.
+
+    With `count_rejects`, a refused call counts, too.
+    """
+
+    limit: int
+    window: float = 60.0
+    count_rejects: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_amount("limit", self.limit)
+        check_amount("window", self.window, is_zero_allowed=False)
+
+    def allow(self, now: float) -> bool:
+        """Count a call at `now` (seconds) and return whether it is allowed."""
+        allowed = self.remaining(now) > 0
+        if allowed or self.count_rejects:
+            self.count(now)
+        return allowed
+
+    @abstractmethod
+    def remaining(self, now: float) -> int:
+        """Return how many calls are allowed at `now`."""
+
+    @abstractmethod
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until calls are allowed again."""
+
+    @abstractmethod
+    def count(self, now: float) -> None:
+        """Count a call. `remaining` was called with the same `now`."""
+
+
+@dataclass(eq=False)
+class FixedWindow(Meter):
+    """`limit` calls in each window; windows begin at `phase` and every `window` seconds after."""
+
+    phase: float = field(default=0.0, kw_only=True)
+    _current: float = field(default=float("-inf"), init=False)
+    _calls: int = field(default=0, init=False)
+    _calls_before: int = field(default=0, init=False)
+    """Calls in the window before this one."""
+
+    def remaining(self, now: float) -> int:
+        """Return how many calls the window of `now` still allows."""
+        current = (now - self.phase) // self.window
+        if current != self._current:
+            self._calls_before = self._calls if current == self._current + 1 else 0
+            self._current, self._calls = current, 0
+        return max(0, self.limit - self._calls)
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until the next window."""
+        return self.window - (now - self.phase) % self.window
+
+    def count(self, now: float) -> None:
+        self._calls += 1
+
+
+@final
+class SlidingCounter(FixedWindow):
+    """The present fixed window, plus the previous one weighted by how much of it is still in view."""
+
+    def remaining(self, now: float) -> int:
+        """Return how many calls are allowed at `now`."""
+        left = super().remaining(now)
+        return max(0, ceil(left - self._calls_before * self.resets_in(now) / self.window))
+
+
+@final
+@dataclass(eq=False)
+class SlidingLog(Meter):
+    """`limit` calls in any `window` seconds."""
+
+    _log: deque[float] = field(default_factory=deque[float], init=False)
+
+    def remaining(self, now: float) -> int:
+        """Return how many calls are allowed at `now`."""
+        while self._log and self._log[0] <= now - self.window:
+            self._log.popleft()
+        return max(0, self.limit - len(self._log))
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until a call is allowed; 0 if one is."""
+        if self.remaining(now) or not self.limit:
+            return 0.0 if self.limit else self.window
+        return self._log[-self.limit] + self.window - now
+
+    def count(self, now: float) -> None:
+        self._log.append(now)
+
+
+@final
+@dataclass(eq=False)
+class TokenBucket(Meter):
+    """`burst` tokens, refilled at `limit` in `window` seconds. With `count_rejects`, a refused call costs one too."""
+
+    burst: int = field(kw_only=True)
+    _at: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_amount("burst", self.burst)
+        self._tokens = float(self.burst)
+
+    def remaining(self, now: float) -> int:
+        """Return how many whole tokens there are at `now`."""
+        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.limit / self.window)
+        self._at = now
+        return int(self._tokens)
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until there is a whole token."""
+        missing = 1.0 - self._tokens if self.remaining(now) < 1 else 0.0
+        return missing * self.window / self.limit if self.limit else self.window
+
+    def count(self, now: float) -> None:
+        self._tokens = max(0.0, self._tokens - 1.0)
+
+
 @final
 class Budgets:
     """Rate limits by name. A request charges several of them, all or none."""
@@ -167,13 +267,12 @@ class Budgets:
         A refused request is charged to all of them if they count refused ones.
         """
         meters = self._named(tuple(names))
-        if any(meter.remaining(now) < 1 for meter in meters):
-            for meter in meters:
-                meter.refuse(now)
-            return False
+        left = [meter.remaining(now) for meter in meters]
+        admitted = 0 not in left
         for meter in meters:
-            meter.allow(now)
-        return True
+            if admitted or meter.count_rejects:
+                meter.count(now)
+        return admitted
 
     def headers(self, names: Iterable[str], now: float, clock: float) -> dict[str, str]:
         """Return the headers about the tightest of some budgets. `clock`: Unix seconds at `now`."""
@@ -188,119 +287,3 @@ class Budgets:
             "X-RateLimit-Reset": str(ceil(clock + resets_in)),
             "Retry-After": str(max(1, resets_in)),
         }
-
-
-@final
-class FixedWindow:
-    """`limit` calls in each window; windows begin at `phase` and every `window` seconds after."""
-
-    def __init__(
-        self, limit: int, window: float = 60.0, *, phase: float = 0.0, count_rejects: bool = False
-    ) -> None:
-        _check(limit, window)
-        self.limit: int = limit
-        self._window, self._phase, self._rejects = window, phase, count_rejects
-        self._current: float = float("-inf")
-        self._count = 0
-
-    def allow(self, now: float) -> bool:
-        """Count a call at `now` (seconds) and return whether it is allowed."""
-        allowed = self.remaining(now) > 0
-        if allowed:
-            self._count += 1
-        else:
-            self.refuse(now)
-        return allowed
-
-    def refuse(self, now: float) -> None:
-        """Count a call at `now` that was refused, if refused calls count."""
-        self.remaining(now)  # begins the window of `now`
-        self._count += self._rejects
-
-    def remaining(self, now: float) -> int:
-        """Return how many calls the window of `now` still allows."""
-        current: float = (now - self._phase) // self._window
-        if current != self._current:
-            self._current, self._count = current, 0
-        return max(0, self.limit - self._count)
-
-    def resets_in(self, now: float) -> float:
-        """Return the seconds until the next window."""
-        return self._window - (now - self._phase) % self._window
-
-
-@final
-class SlidingLog:
-    """`limit` calls in any `window` seconds."""
-
-    def __init__(self, limit: int, window: float = 60.0, *, count_rejects: bool = False) -> None:
-        _check(limit, window)
-        self.limit: int = limit
-        self._window, self._rejects = window, count_rejects
-        self._log: deque[float] = deque()
-
-    def allow(self, now: float) -> bool:
-        """Count a call at `now` (seconds) and return whether it is allowed."""
-        allowed = self.remaining(now) > 0
-        if allowed:
-            self._log.append(now)
-        else:
-            self.refuse(now)
-        return allowed
-
-    def refuse(self, now: float) -> None:
-        """Count a call at `now` that was refused, if refused calls count."""
-        if self._rejects:
-            self._log.append(now)
-
-    def remaining(self, now: float) -> int:
-        """Return how many calls are allowed at `now`."""
-        while self._log and self._log[0] <= now - self._window:
-            self._log.popleft()
-        return max(0, self.limit - len(self._log))
-
-    def resets_in(self, now: float) -> float:
-        """Return the seconds until a call is allowed; 0 if one is."""
-        if self.remaining(now) or not self.limit:
-            return 0.0 if self.limit else self._window
-        return self._log[-self.limit] + self._window - now
-
-
-@final
-class SlidingCounter:
-    """The present fixed window, plus the previous one weighted by how much of it is still in view."""
-
-    def __init__(self, limit: int, window: float = 60.0, *, count_rejects: bool = False) -> None:
-        _check(limit, window)
-        self._limit, self._window, self._rejects = limit, window, count_rejects
-        self._current, self._count, self._previous = -1.0, 0, 0
-
-    def allow(self, now: float) -> bool:
-        """Count a call at `now` (seconds) and return whether it is allowed."""
-        current, into = divmod(now, self._window)
-        if current != self._current:
-            self._previous = self._count if current == self._current + 1 else 0
-            self._current, self._count = current, 0
-        allowed = self._previous * (1 - into / self._window) + self._count < self._limit
-        self._count += allowed or self._rejects
-        return allowed
-
-
-@final
-class TokenBucket:
-    """`burst` tokens, refilled at `limit` in `window` seconds. With `count_rejects`, a refused call costs one too."""
-
-    def __init__(self, limit: int, window: float = 60.0, *, burst: int, count_rejects: bool = False) -> None:
-        _check(limit, window)
-        check_amount("burst", burst)
-        self._rate, self._burst, self._rejects = limit / window, burst, count_rejects
-        self._tokens, self._at = float(burst), 0.0
-
-    def allow(self, now: float) -> bool:
-        """Count a call at `now` (seconds) and return whether it is allowed."""
-        self._tokens = min(float(self._burst), self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        allowed = self._tokens >= 1.0
-        if allowed or self._rejects:
-            self._tokens = max(0.0, self._tokens - 1.0)
-        return allowed

@@ -13,7 +13,6 @@ import msgspec
 __all__ = [
     "PREFIX",
     "Json",
-    "Malformed",
     "Refusal",
     "Reply",
     "Request",
@@ -68,7 +67,7 @@ class Reply:
 
 
 class Refusal(Exception):
-    """A request that gets an error response. `fields`: what its body has besides the text.
+    """Why a request gets an error response. `fields`: what its body has besides the text.
 
     `is_avoidable`: False if a client that follows the contract may get it.
     """
@@ -122,40 +121,28 @@ class Routes:
     """The routes of an API. An endpoint is a method and a route template: `GET /companies/{id}/imports`."""
 
     def __init__(self, endpoints: Iterable[str]) -> None:
-        self._patterns = [
-            (method, template, _pattern(template))
-            for method, _, template in (endpoint.partition(" ") for endpoint in endpoints)
-        ]
+        self._patterns = {endpoint: _pattern(endpoint.partition(" ")[2]) for endpoint in endpoints}
 
     def find(self, request: Request) -> tuple[str, dict[str, str]] | None:
-        """Return the route template of a request, and the decoded ids in its path; None if there is no such route."""
-        for method, template, pattern in self._patterns:
+        """Return the endpoint of a request and the decoded ids in its path; None if there is no such route."""
+        for endpoint, pattern in self._patterns.items():
             match = pattern.fullmatch(request.path)
-            if match and method == request.method:
-                return template, {name: unquote(text) for name, text in match.groupdict().items()}
+            if match and endpoint.startswith(f"{request.method} "):
+                return endpoint, {name: unquote(text) for name, text in match.groupdict().items()}
         return None
-
-    def endpoint_of(self, request: Request) -> str:
-        """Return method and route template of a request; `PUT storage` for an upload."""
-        found = self.find(request)
-        return f"{request.method} {found[0] if found else 'storage'}"
 
 
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"[{](\w+)[}]", r"(?P<\1>[^/]+)", PREFIX + template.replace(".", "[.]")))
 
 
-class Malformed(Exception):
-    """The body does not follow the contract."""
-
-
 def read_body(body: bytes, kind: type[T], *, may_be_empty: bool = False) -> T:
-    """Return `body` as `kind`, with every text non-empty. Raises `Malformed` with the server's message."""
+    """Return `body` as `kind`, with every text non-empty. Raises `Refusal` (400)."""
     try:
         value = msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Malformed(str(error)) from None
+        raise Refusal(400, str(error)) from None
     for name in getattr(kind, "__struct_fields__", ()):
         if getattr(value, name) == "" and not may_be_empty:
-            raise Malformed(f"{name} is required")
+            raise Refusal(400, f"{name} is required")
     return value

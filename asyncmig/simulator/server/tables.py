@@ -1,4 +1,4 @@
-"""Parse uploads and map them to templates, in any API generation.
+"""Tables of any API generation: parse uploads, map them to templates, and write sheets as CSV and ZIP.
 
 A file that fits a template gets the template's columns; headers that are neither a column's name nor a synonym are
 dropped.
@@ -7,12 +7,15 @@ dropped.
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["Unreadable", "read_csv", "to_table"]
+__all__ = ["Rows", "Unreadable", "csv_text", "read_csv", "to_table", "zip_bytes"]
 
 csv.field_size_limit(2**31 - 1)
+Rows = list[list[str]]
+"""The cells of a table, without its header."""
 
 
 class Unreadable(Exception):
@@ -40,7 +43,7 @@ class SchemaLike(Protocol):
 S = TypeVar("S", bound=SchemaLike)
 
 
-def read_csv(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
+def read_csv(name: str, content: bytes) -> tuple[list[str], Rows]:
     """Return header and records of `content`. Blank lines are ignored. Raises `Unreadable`."""
     try:
         text = content.decode("utf-8-sig")
@@ -75,7 +78,7 @@ def _places(schema: SchemaLike, header: Sequence[str]) -> list[int | None]:
 
 def to_table(
     header: list[str], records: Iterable[list[str]], schemas: Iterable[S]
-) -> tuple[S | None, list[str], list[list[str]]]:
+) -> tuple[S | None, list[str], Rows]:
     """Map records to the template that fits best: all its required columns, and more than half of all."""
     best: tuple[int, S | None, list[int | None]] = (0, None, [])
     for schema in schemas:
@@ -92,3 +95,21 @@ def to_table(
         for record in records
     ]
     return fitting, [column.name for column in fitting.columns], rows
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[str]], *, end: str = "\r\n") -> str:
+    """Return a table as CSV."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator=end)
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def zip_bytes(files: Mapping[str, bytes]) -> bytes:
+    """Return a ZIP with these files. The same files give the same bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
