@@ -34,6 +34,7 @@ import re
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import final
 from urllib.parse import urlsplit
 
@@ -90,16 +91,14 @@ def instrument(
 
 
 @final
+@dataclass(slots=True)
 class _MigrationSpans:
     """The spans of a migration in progress."""
 
-    __slots__ = ("ids", "root", "step")
-
-    def __init__(self, root: Span) -> None:
-        self.root = root
-        self.step: Span | None = None
-        self.ids: set[str] = set()
-        """The ids of this customer's objects at the server."""
+    root: Span
+    step: Span | None = None
+    ids: set[str] = field(default_factory=set[str])
+    """The ids of this customer's objects at the server."""
 
 
 @final

@@ -209,6 +209,21 @@ async def test_a_fleet_whose_journal_cannot_be_opened_can_be_entered_again(tmp_p
     assert open_files(journal) == 0
 
 
+async def test_a_fleet_that_fails_while_it_is_entered_closes_the_journal_that_it_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "fleet.db"
+    async with Simulator(seed=1).session() as opened:
+        fleet = Fleet(opened, journal=journal, to=tmp_path / "out")
+        with monkeypatch.context() as patch:
+            failing_open(patch, tmp_path / "fleet.db.recent")
+            with pytest.raises(MemoryError):
+                await fleet.__aenter__()
+        assert open_files(journal) == 0
+        async with fleet:
+            assert open_files(journal) > 0
+
+
 async def test_a_journal_that_cannot_be_opened_can_be_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     path.write_bytes(b"something else, and long enough to be looked at" * 100)

@@ -64,7 +64,7 @@ class Admission:
         """The customers that other processes hold, with the timer of the next attempt."""
         self._count = 0
         """The customers that have not ended."""
-        self._idle: asyncio.Future[None] | None = None
+        self._idle = asyncio.Event()
         self._is_closed = self._is_draining = self._is_scheduled = False
         self._on_ran = self._ran  # one object for all tasks
 
@@ -154,8 +154,8 @@ class Admission:
         # Before the future is done, because its waiter may submit another spec of the customer.
         self._forget(customer)
         customer.end(outcome, error)
-        if not self._count and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        if not self._count:
+            self._idle.set()
 
     async def stop(self, customer: CustomerTask) -> None:
         """End the work for a customer without an outcome; the caller sets its future."""
@@ -194,9 +194,8 @@ class Admission:
     async def ended(self) -> None:
         """Wait until all customers have ended."""
         while self._count:
-            if self._idle is None or self._idle.done():
-                self._idle = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._idle)
+            self._idle.clear()
+            await self._idle.wait()
 
 
 def _task_of(customer: CustomerTask, work: Coroutine[object, object, T]) -> "asyncio.Task[T]":

@@ -67,8 +67,8 @@ _NO_RECORD: tuple[int, list[str]] = (1, [])
 class ManifestFault:
     """One fault of a manifest. `line`: its line from 1; None if it concerns the whole file."""
 
-    line: int | None
-    field: str
+    line: int | None = None
+    field: str = "manifest"
     reason: str
 
     def __str__(self) -> str:
@@ -99,27 +99,23 @@ def read_text(path: Path) -> str | ManifestFault:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and is_temporary(error):
             raise
-        return _whole(getattr(error, "strerror", None) or "is not a path")
+        return ManifestFault(reason=getattr(error, "strerror", None) or "is not a path")
     if reason := _other_format(content):
-        return _whole(reason)
+        return ManifestFault(reason=reason)
     try:
         text = content.decode().lstrip(BYTE_ORDER_MARK)  # two marks where files were concatenated
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         reason = f"is not UTF-8 (byte 0x{content[error.start]:02x}): save it as UTF-8"
-        return ManifestFault(line=line, field="manifest", reason=reason)
+        return ManifestFault(line=line, reason=reason)
     return text
 
 
 def parse_manifest(path: Path, text: str) -> ParsedManifest:
     """Parse the text of a manifest: TOML if the name ends in `.toml`, CSV otherwise."""
     if not trimmed(text):
-        return ParsedManifest(faults=(_whole("is empty"),))
+        return ParsedManifest(faults=(ManifestFault(reason="is empty"),))
     return _parse_toml(text) if path.suffix.casefold() == ".toml" else _parse_csv(text)
-
-
-def _whole(reason: str) -> ManifestFault:
-    return ManifestFault(line=None, field="manifest", reason=reason)
 
 
 def _other_format(content: bytes) -> str | None:
@@ -148,7 +144,7 @@ def _parse_csv(text: str) -> ParsedManifest:
     columns = [] if faults else _columns(header_line, header, faults)
     rows = tuple([_row(line, row, columns, faults) for line, row in records] if columns else [])
     if columns and not rows and not faults:
-        faults.append(_whole("lists no customers, only a header"))
+        faults.append(ManifestFault(reason="lists no customers, only a header"))
     ignored = tuple(name for name in columns if name and name not in COLUMNS)
     return ParsedManifest(rows=rows, ignored=ignored, faults=tuple(faults))
 
@@ -164,7 +160,7 @@ def _records(text: str, faults: list[ManifestFault]) -> Iterator[tuple[int, list
             return
         except csv.Error as error:
             reason = f"is not CSV from here on ({error})"
-            faults.append(ManifestFault(line=line, field="manifest", reason=reason))
+            faults.append(ManifestFault(line=line, reason=reason))
             return
         if any(cell.strip() for cell in row):
             yield line, row
@@ -175,7 +171,7 @@ def _columns(line: int, header: list[str], faults: list[ManifestFault]) -> list[
     columns = [_column_name(name) for name in header]
     missing = [name for name in REQUIRED if name not in columns]
     if missing and (reason := _header_fault(header)):
-        faults.append(ManifestFault(line=line, field="manifest", reason=reason))
+        faults.append(ManifestFault(line=line, reason=reason))
         return []
     for name in missing:
         near = difflib.get_close_matches(name, set(columns).difference(COLUMNS), n=1)
@@ -192,7 +188,7 @@ def _row(
 ) -> tuple[int, Mapping[str, str]]:
     if len(row) > len(columns) and any(cell.strip() for cell in row[len(columns) :]):
         reason = f"has {len(row)} cells where the header has {len(columns)}"
-        faults.append(ManifestFault(line=line, field="manifest", reason=reason))
+        faults.append(ManifestFault(line=line, reason=reason))
     return line, dict(zip(columns, row, strict=False))
 
 
@@ -238,7 +234,7 @@ def load_toml(text: str) -> dict[str, object] | ManifestFault:
     except tomllib.TOMLDecodeError as error:
         found = _TOML_LINE.search(str(error))
         line = int(found[1]) if found else None
-        return ManifestFault(line=line, field="manifest", reason=f"is not TOML ({error})")
+        return ManifestFault(line=line, reason=f"is not TOML ({error})")
 
 
 def _parse_toml(text: str) -> ParsedManifest:
@@ -246,11 +242,14 @@ def _parse_toml(text: str) -> ParsedManifest:
     if isinstance(content, ManifestFault):
         return ParsedManifest(faults=(content,))
     defaults, tables = _table(content.pop("defaults", {})), _tables(content.pop("company", []))
-    found_faults = [_top_level(name, "is unknown: there are [[company]] and [defaults]") for name in content]
+    found_faults = [
+        ManifestFault(field=name, reason="is unknown: there are [[company]] and [defaults]")
+        for name in content
+    ]
     if defaults is None:
-        found_faults.append(_top_level("defaults", "must be a table: [defaults]"))
+        found_faults.append(ManifestFault(field="defaults", reason="must be a table: [defaults]"))
     if tables is None:
-        found_faults.append(_top_level("company", "must be tables: [[company]]"))
+        found_faults.append(ManifestFault(field="company", reason="must be tables: [[company]]"))
     lines = _company_lines(text, len(tables or ()))
     companies = list(zip(lines, tables or (), strict=True))
     for line, table in companies:
@@ -260,7 +259,7 @@ def _parse_toml(text: str) -> ParsedManifest:
             ManifestFault(line=line, field=name, reason="is missing") for name in _missing(table)
         ]
     if not companies and not found_faults:
-        found_faults.append(_whole("lists no customers: there is no [[company]]"))
+        found_faults.append(ManifestFault(reason="lists no customers: there is no [[company]]"))
     complete = [(line, table) for line, table in companies if not _missing(table)]
     ignored = {name: None for _, table in companies for name in table if name not in (*COLUMNS, _CONNECTION)}
     return ParsedManifest(
@@ -285,10 +284,6 @@ def _missing(table: Mapping[str, object]) -> list[str]:
     if not difflib.get_close_matches("source", table.keys() - {*COLUMNS, _CONNECTION}):
         optional.add("source")
     return [name for name in REQUIRED if name not in table and name not in optional]
-
-
-def _top_level(name: str, reason: str) -> ManifestFault:
-    return ManifestFault(line=None, field=name, reason=reason)
 
 
 def _list(value: object) -> list[object] | None:
