@@ -9,7 +9,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from asyncmig.companies.connections import checked_connections
 from inprocess import KEY, Fault, InProcess
 from rich.console import Console
 
@@ -29,6 +28,7 @@ from asyncmig import (
 )
 from asyncmig._io.call import Call
 from asyncmig.companies import Connection, Destination, routes
+from asyncmig.companies.exports import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, CompanyInfo, UploadTarget
 from asyncmig.simulator import Reply, World
 
