@@ -68,7 +68,7 @@ class BudgetSet:
         for each in self._dispatchers:
             each.join(self)
         if runs is not None:
-            runs.join(self)
+            runs.join(self.turn)
 
     # Called by slots
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias, final
+from typing import TypeAlias, final
 
 from asyncmig._core.run_table import RunStore, RunTable
 from asyncmig._io.dispatcher import TICK
@@ -53,10 +53,6 @@ class RunSlotsStatistics:
     """Whether any run was started or reported."""
 
 
-class _WaitingStart(Protocol):
-    def turn(self) -> None: ...
-
-
 @final
 class RunSlots:
     """The run slots of one account. `run` is always the id of the resource that the run belongs to."""
@@ -91,7 +87,8 @@ class RunSlots:
         """The numbers in the last event."""
         self._was_used = False
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: list[_WaitingStart] = []
+        self._waiting: list[Callable[[], None]] = []
+        """Called whenever a slot may be free."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._shared: SharedRuns | None = None
         self._reserved: set[str] = set()
@@ -147,9 +144,9 @@ class RunSlots:
 
     # Called by requests
 
-    def join(self, waiting: _WaitingStart) -> None:
-        """From now on, call `waiting.turn` whenever a slot may be free."""
-        self._waiting.append(waiting)
+    def join(self, turn: Callable[[], None]) -> None:
+        """From now on, call `turn` whenever a slot may be free."""
+        self._waiting.append(turn)
 
     def begins_to_wait(self) -> None:
         """Report that a start waits from now on."""
@@ -243,8 +240,8 @@ class RunSlots:
 
     def _wake(self) -> None:
         self._was_stuck = self._was_stuck and self._table.is_stuck
-        for each in self._waiting:
-            each.turn()
+        for turn in self._waiting:
+            turn()
 
     def _wake_at(self, at: float) -> None:
         if self._timer is None or self._timer.cancelled() or self._timer.when() > at:
@@ -288,23 +285,17 @@ class RunSlots:
             self._shared = SharedRuns(store, self._table, on_update=self._on_update, events=self._events)
 
     async def reserve(self, run: str, order: int) -> bool:
-        """Take a slot before the budgets are charged; return whether one was free. `take` or `release` must
+        """Take a shared slot before the budgets are charged; return whether one was free. `take` or `release` must
         follow."""
-        if self._table.limit is None or self.holds(run):
+        if self._shared is None or self._table.limit is None or self.holds(run):
             return True
-        if self._shared is None:
-            at = self._table.next_at(run, now := _loop_time())
-            if at is None or at - now > TICK:
-                return False
-            self._table.take(run, now)
+        is_taken = await self._shared.reserve(run, order)
+        self._table = self._shared.table
+        if is_taken:
+            self._reserved.add(run)
         else:
-            is_taken = await self._shared.reserve(run, order)
-            self._table = self._shared.table
-            if not is_taken:
-                self._put_off()
-                return False
-        self._reserved.add(run)
-        return True
+            self._put_off()
+        return is_taken
 
     def release(self, run: str) -> None:
         """Release a slot that was reserved and not taken."""

@@ -9,8 +9,12 @@ import os
 import stat
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["boot_id", "boot_time", "is_at", "locked", "open_own"]
 
@@ -48,58 +52,35 @@ def is_at(fd: int, path: Path) -> bool:
         return False
 
 
-if sys.platform == "win32":
+@contextmanager
+def locked(fd: int, *, exclusively: bool, tries: int = 1) -> Generator[bool]:
+    """Lock a file inside of a `with` block, after at most `tries` attempts, one millisecond apart.
 
-    @final
-    class locked:
-        """`as` gives True for a shared lock. An exclusive one is not needed, because Windows cannot replace an open
-        file."""
-
-        __slots__ = ("_is_shared",)
-
-        def __init__(self, fd: int, *, exclusively: bool, tries: int = 1) -> None:
-            self._is_shared = not exclusively
-
-        def __enter__(self) -> bool:
-            return self._is_shared
-
-        def __exit__(self, *exc_info: object) -> None: ...
-
-else:
-    import fcntl
-
-    @final
-    class locked:
-        """Locks a file inside of a `with` block, after at most `tries` attempts, one millisecond apart.
-
-        `as` gives whether the file is locked. The kernel releases the lock of a process that dies. On a file system
-        without locks, it gives True for a shared lock and False for an exclusive one: processes only append there,
-        and never replace the file.
-        """
-
-        __slots__ = ("_fd", "_how", "_is_locked", "_tries")
-
-        def __init__(self, fd: int, *, exclusively: bool, tries: int = 1) -> None:
-            self._fd, self._tries, self._is_locked = fd, tries, False
-            self._how = fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH)
-
-        def __enter__(self) -> bool:
-            for attempt in range(self._tries):
-                try:
-                    if attempt:
-                        time.sleep(_PAUSE)
-                    fcntl.flock(self._fd, self._how)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    return bool(self._how & fcntl.LOCK_SH)
-                self._is_locked = True
-                return True
-            return False
-
-        def __exit__(self, *exc_info: object) -> None:
-            if self._is_locked:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+    Yields whether the file is locked. The kernel releases the lock of a process that dies. On a file system without
+    locks, and on Windows, which cannot replace an open file, this yields True for a shared lock and False for an
+    exclusive one: processes only append there, and never replace the file.
+    """
+    if sys.platform == "win32":
+        yield not exclusively
+        return
+    how = fcntl.LOCK_NB | (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH)
+    is_locked = has_no_locks = False
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(_PAUSE)
+        try:
+            fcntl.flock(fd, how)
+            is_locked = True
+        except BlockingIOError:
+            continue
+        except OSError:
+            has_no_locks = True
+        break
+    try:
+        yield is_locked or (has_no_locks and not exclusively)
+    finally:
+        if is_locked:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def boot_id() -> str | None:

@@ -13,6 +13,8 @@ __all__ = ["EVERY", "Head", "Waiters"]
 
 EVERY = 20
 """Every 20th grant goes to a waiting poll, so that polls never starve."""
+_LANES = tuple(Lane)
+_POLL_FIRST = (Lane.POLL, *Lane)
 _MOST_CANCELLED = 64
 """A heap is rebuilt when it has more entries of cancelled waiters than this and than twice its waiters."""
 
@@ -56,33 +58,30 @@ class Waiters:
 
     def dequeue(self, granted: int) -> asyncio.Future[float] | None:
         """Remove and return the next waiter after `granted` grants; None if all others are cancelled."""
-        if granted % EVERY == EVERY - 1 and (waiter := self._pop(Lane.POLL)):
-            return waiter
-        for lane in Lane:
-            if waiter := self._pop(lane):
-                return waiter
-        return None
+        lane = self._next_lane(granted)
+        if lane is None:
+            return None
+        self.waiting[lane] -= 1
+        self.count -= 1
+        return heapq.heappop(self._heaps[lane])[3]
 
     def head(self, granted: int) -> tuple[Head, asyncio.Future[float]] | None:
         """Return the waiter that `dequeue` would return, and its place; leave it in the queue."""
-        urgent = granted % EVERY == EVERY - 1
-        for lane in (Lane.POLL, *Lane) if urgent else Lane:
+        lane = self._next_lane(granted)
+        if lane is None:
+            return None
+        order, rank, ticket, waiter = self._heaps[lane][0]
+        is_urgent = lane is Lane.POLL and granted % EVERY == EVERY - 1
+        return (-1 if is_urgent else lane, order, rank, ticket), waiter
+
+    def _next_lane(self, granted: int) -> Lane | None:
+        """Return the lane whose first waiter is next, without cancelled waiters before it."""
+        for lane in _POLL_FIRST if granted % EVERY == EVERY - 1 else _LANES:
             heap = self._heaps[lane]
             while heap and heap[0][3].done():
                 heapq.heappop(heap)
             if heap:
-                order, rank, ticket, waiter = heap[0]
-                return (-1 if urgent and lane is Lane.POLL else lane, order, rank, ticket), waiter
-        return None
-
-    def _pop(self, lane: Lane) -> asyncio.Future[float] | None:
-        heap = self._heaps[lane]
-        while heap:
-            waiter = heapq.heappop(heap)[3]
-            if not waiter.done():
-                self.waiting[lane] -= 1
-                self.count -= 1
-                return waiter
+                return lane
         return None
 
     def ahead_of(self, lane: Lane) -> int:
@@ -102,6 +101,4 @@ class Waiters:
         if not waiter.done():  # if it was cancelled meanwhile, `cancelled` has counted it already
             self.waiting[lane] -= 1
             self.count -= 1
-            waiter.set_exception(
-                copy.copy(error)
-            )  # a shared error would collect the tracebacks of all waiters
+            waiter.set_exception(copy.copy(error))  # a shared one would collect the tracebacks of all waiters
