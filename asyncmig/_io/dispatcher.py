@@ -203,16 +203,13 @@ class Dispatcher:
         try:
             return await waiter
         except BaseException:
-            self._gave_up(waiter, lane)
+            if waiter.cancel() or waiter.cancelled():
+                self.waiters.cancelled(lane)
+                if not self.is_wanted():
+                    self._stop_timers()
+            elif waiter.exception() is None:  # granted and cancelled in the same turn of the loop
+                self.unsent(waiter.result())
             raise
-
-    def _gave_up(self, waiter: asyncio.Future[float], lane: Lane) -> None:
-        if waiter.cancel() or waiter.cancelled():
-            self.waiters.cancelled(lane)
-            if not self.is_wanted():
-                self._stop_timers()
-        elif waiter.exception() is None:  # granted and cancelled in the same turn of the loop
-            self.unsent(waiter.result())
 
     def name_of(self, sent_at: float) -> str:
         """Return the name of the slot taken at `sent_at`. It is unique among the slots of all processes."""

@@ -22,8 +22,6 @@ from asyncmig.events import Events
 
 __all__ = ["SessionBudgets", "budgets_by_route", "route_shape"]
 
-_Rates = tuple[tuple[str, Rate], ...]
-
 
 @final
 class SessionBudgets:
@@ -38,6 +36,7 @@ class SessionBudgets:
         "_limits",
         "_log",
         "_opening",
+        "_rates",
         "_rng",
         "_runs",
         "_timeout",
@@ -62,8 +61,10 @@ class SessionBudgets:
         self._timeout, self._dispatcher, self._budget_set = timeout, dispatcher, budget_set
         self.by_name: dict[str, Gate] = {}
         """The gates of single budgets."""
-        self._gates: dict[tuple[_Rates, bool], Gate] = {}
+        self._gates: dict[tuple[tuple[str, ...], bool], Gate] = {}
         """The gates of endpoints, by the budgets that they charge and whether they take run slots."""
+        self._rates: dict[Gate, Mapping[str, Rate]] = {}
+        """All gates, with the budgets that each of them charges."""
         self._log: SendLog | None = None
         self._opening = asyncio.Lock()
         self._closed: AsyncmigError | None = None
@@ -72,7 +73,7 @@ class SessionBudgets:
         """Return the gate of an endpoint."""
         rates = charged(self._limits, endpoint)
         takes_run = endpoint.run_order is not None and self._limits.runs is not None
-        key = (tuple(rates.items()), takes_run)
+        key = (tuple(rates), takes_run)
         gate = self._gates.get(key)
         if gate is None:
             budgets = [self._budget(name, rate) for name, rate in rates.items()]
@@ -81,7 +82,8 @@ class SessionBudgets:
             else:
                 runs = self._runs if takes_run else None
                 gate = joined_gate(budgets, runs=runs, events=self._events, budget_set=self._budget_set)
-                self._keep_log(gate, rates)
+                self._rates[gate] = rates
+                self._keep_log(gate)
             self._gates[key] = gate
         return gate
 
@@ -98,7 +100,8 @@ class SessionBudgets:
                 events=self._events,
                 dispatcher=self._dispatcher(earlier),
             )
-            self._keep_log(gate, {name: rate})
+            self._rates[gate] = {name: rate}
+            self._keep_log(gate)
             if self._closed is not None:
                 gate.close(self._closed)
         return gate
@@ -108,26 +111,20 @@ class SessionBudgets:
         async with self._opening:
             if self._log is not None:
                 return
-            log = SendLog(
-                path,
-                speed=loop_speed(loop),
-                timeout=self._timeout,
-                clock=loop.time,
-                threaded=True,
-            )
+            log = SendLog(path, speed=loop_speed(loop), timeout=self._timeout, clock=loop.time, threaded=True)
             await in_thread(log.open)
             self._log = log
         for name, gate in self.by_name.items():
             gate.resume([slot.answered_for(self._timeout) for slot in self._earlier(name)])
-        for (rates, _), gate in self._gates.items():
-            self._keep_log(gate, dict(rates))
+        for gate in self._rates:
+            self._keep_log(gate)
 
-    def _keep_log(self, gate: Gate, rates: Mapping[str, Rate]) -> None:
+    def _keep_log(self, gate: Gate) -> None:
         """Write the slots and holds of a gate to the send log, and apply the holds of earlier processes in it."""
         log = self._log
         if log is None:
             return
-        gate.keep_log(partial(_note_all, log, rates), partial(log.hold, gate.name))
+        gate.keep_log(partial(_note_all, log, self._rates[gate]), partial(log.hold, gate.name))
         if held_for := log.held_for(gate.name):
             gate.resume((), held_for=held_for)
 
@@ -144,20 +141,17 @@ class SessionBudgets:
     def close(self, error: AsyncmigError) -> None:
         """End waiting and new calls with `error`."""
         self._closed = error
-        for gate in self._all():
+        for gate in self._rates:
             gate.close(error)
 
     async def aclose(self) -> None:
         """Close the gates."""
-        await finish_all([gate.aclose for gate in self._all()])
+        await finish_all([gate.aclose for gate in self._rates])
 
     async def aclose_log(self) -> None:
         """Close the send log, after the last request."""
         if self._log is not None:
             await self._log.aclose()
-
-    def _all(self) -> list[Gate]:
-        return list(dict.fromkeys((*self.by_name.values(), *self._gates.values())))
 
 
 def _note_all(log: SendLog, rates: Mapping[str, Rate], kind: Kind, slot: str) -> None:

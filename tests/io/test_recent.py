@@ -20,6 +20,7 @@ from inprocess import BASE_URL, KEY, InProcess
 
 from asyncmig import Fleet, Session
 from asyncmig._io.send_log import SendLog
+from asyncmig.session import context_of
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 
 ENDPOINT = "GET /sources"
@@ -431,6 +432,19 @@ async def test_hourly_slots_and_holds_survive_a_restart(tmp_path: Path) -> None:
     async with opened_session() as third:
         assert third.gate("GET", "/x").wait_estimate() == pytest.approx(1800.0, abs=20.0)
         assert third.gate("GET", "/x").statistics().used == 2
+
+
+@pytest.mark.looptime
+async def test_holds_apply_to_budgets_that_a_session_used_before_its_log_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "recent"
+    log = opened(path)
+    log.hold("writes", 1800.0)
+    log.close()
+    wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+    async with Session(KEY, BASE_URL, transport=wire) as session:
+        session.gate("GET", "/migrations/{migration_id}/files")  # charges this budget together with another
+        await context_of(session).remember(path)
+        assert session.budget("writes").wait_estimate() == pytest.approx(1800.0, abs=20.0)
 
 
 @pytest.mark.looptime
