@@ -5,15 +5,15 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import final
 
-from asyncmig._core.arguments import checked_call, checked_path, checked_text
+from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
 from asyncmig.companies.downloads import Fetch, download
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports, ExportStage, in_stages, summary_of
-from asyncmig.companies.imports import Imports, new_key
+from asyncmig.companies.imports import Imports, key_or_new
 from asyncmig.companies.streams import stream_all, stream_sheet
 from asyncmig.companies.uploads import Uploaded, upload
-from asyncmig.companies.wire import CompanyCreated, Connection, Sheet, Template
+from asyncmig.companies.wire import CompanyCreated, CompanyInfo, Connection, Sheet, Template
 from asyncmig.customers.catalog import checked_id, named
 from asyncmig.customers.outcome import Downloaded, ExportMode, ExportSummary, ImportReport, RowFilter
 from asyncmig.customers.paths import Inputs
@@ -54,21 +54,22 @@ class Company:
         is_new: bool = False,
     ) -> None:
         self._context = context
+        created = created or CompanyCreated(company=CompanyInfo(id=company_id), sheets=tuple(sheets))
         self.id: str = company_id
-        self.external_id: str | None = external_id or (created.company.external_id if created else None)
+        self.external_id: str | None = external_id or created.company.external_id
         self.is_new: bool = is_new
         """Whether this handle created the company. False if it existed before, or was opened by its id."""
-        self.name: str | None = created.company.name if created else None
+        self.name: str | None = created.company.name
         """None if the company was opened by its id. The same applies to the attributes below."""
-        self.created_at: str | None = created.company.created_at if created else None
+        self.created_at: str | None = created.company.created_at
         """ISO 8601, as the server sent it."""
-        self.workbook_id: str | None = created.workbook_id if created else None
+        self.workbook_id: str | None = created.workbook_id
         """The workbook id that webhooks of its exports name."""
-        self.magic_link_url: str | None = created.magic_link_url if created else None
+        self.magic_link_url: str | None = created.magic_link_url
         """A login link. It is a secret, so no repr shows it."""
-        self.connections: tuple[Connection, ...] = created.connections if created else ()
+        self.connections: tuple[Connection, ...] = created.connections
         """The connections as the server shows them, without their secrets."""
-        self.sheets: tuple[Sheet, ...] = created.sheets if created else tuple(sheets)
+        self.sheets: tuple[Sheet, ...] = created.sheets
         self._uploaded = Inputs()
         self._check: Callable[[Path], None] | None = None
         self.imports: Imports = Imports(context, company_id, self._uploaded)
@@ -263,7 +264,7 @@ class Company:
         for mode, key in given:
             if key == "" or (key is not None and canary_key == full_key):
                 raise InvalidInput(f"{mode}_key", key, "must not be empty, nor the same for both stages")
-            keys[mode] = new_key(self._context) if key is None else checked_text(f"{mode}_key", key)
+            keys[mode] = key_or_new(self._context, key, f"{mode}_key")
         done: dict[ExportMode, ExportStage] = {}
 
         async def export(mode: ExportMode) -> ExportSummary:

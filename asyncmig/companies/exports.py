@@ -12,7 +12,7 @@ from asyncmig._core.secrets import json_secrets
 from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
-from asyncmig.companies.imports import new_key
+from asyncmig.companies.imports import key_or_new
 from asyncmig.companies.runs import Run
 from asyncmig.companies.wire import ExportBody, ExportReport, ExportState, RunStarted, Selection, Template
 from asyncmig.customers.catalog import checked_id
@@ -182,8 +182,8 @@ class Exports:
         that was used with another payload; `UnknownOutcome` if all responses were lost: the export may be running,
         and the same call with the key that is in `sent` returns its run.
         """
-        key = new_key(self._context) if idempotency_key is None else idempotency_key
-        body = _checked(mode, template_ids, row_filter, checked_text("idempotency_key", key))
+        key = key_or_new(self._context, idempotency_key)
+        body = _checked(mode, template_ids, row_filter, key)
         encoded = msgspec.json.encode(body)
         call = Call(
             endpoint=routes.START_EXPORT,

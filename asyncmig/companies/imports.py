@@ -30,7 +30,7 @@ from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.paths import Inputs
 from asyncmig.errors import ApiError, BadRequest, InvalidInput
 
-__all__ = ["Imports", "import_body", "new_key"]
+__all__ = ["Imports", "import_body", "key_or_new"]
 
 _log = logging.getLogger("asyncmig")
 _PAGES = 1000
@@ -93,8 +93,7 @@ class Imports:
         given, listed = _checked_files(files), [] if rows is None else list(rows)
         if bool(given) == bool(listed):
             raise InvalidInput("files", given, "give files or rows, and not both")
-        given_key = new_key(self._context) if idempotency_key is None else idempotency_key
-        key = checked_text("idempotency_key", given_key)
+        key = key_or_new(self._context, idempotency_key)
         self._inputs.add(file for file in given if isinstance(file, Path))
         known = [] if idempotency_key is None else self._arrived.setdefault(key, [])
         if not listed:
@@ -254,9 +253,9 @@ def _checked_files(files: object) -> list[Path | Uploaded]:
     return checked
 
 
-def new_key(context: SessionContext) -> str:
-    """Return a new random idempotency key."""
-    return f"{context.rng.getrandbits(128):032x}"
+def key_or_new(context: SessionContext, key: str | None, field: str = "idempotency_key") -> str:
+    """Return an idempotency key, or a new random one for None. Raises `InvalidInput` that names `field`."""
+    return f"{context.rng.getrandbits(128):032x}" if key is None else checked_text(field, key)
 
 
 def import_body(key: str, files: Iterable[Uploaded]) -> bytes:

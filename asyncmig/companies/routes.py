@@ -1,6 +1,7 @@
 """The endpoints and run lifecycles of the API generation "companies", as tables."""
 
 from dataclasses import replace
+from functools import partial
 
 from asyncmig._core.endpoint import LARGEST_LIST, Endpoint, Lane, Repeat
 from asyncmig._core.lifecycle import Lifecycle
@@ -27,12 +28,10 @@ __all__ = [
 KEY_HEADER = "x-api-key"
 """The header that carries the API key."""
 
-_ACTIVE = frozenset({"queued", "running"})
-_ENDED = frozenset({"completed", "failed", "canceled"})
 IMPORT = Lifecycle(
-    known=_ACTIVE,
+    known=frozenset({"queued", "running"}),
     parked=frozenset({"needs_attention"}),
-    terminal=_ENDED,
+    terminal=frozenset({"completed", "failed", "canceled"}),
     shortest_floor=2.0,
     longest_floor=30.0,
     age_per_floor=120.0,
@@ -42,17 +41,13 @@ IMPORT = Lifecycle(
 )
 EXPORT = replace(IMPORT, parked=frozenset())
 
-LIST_SOURCES = Endpoint(
-    name="list sources",
-    method="GET",
-    template="/sources",
-    repeat=Repeat.ALWAYS,
-    largest_reply=LARGEST_LIST,
-)
-LIST_TEMPLATES = replace(LIST_SOURCES, name="list templates", template="/templates")
-CREATE_COMPANY = Endpoint(
+_READ = partial(Endpoint, method="GET", repeat=Repeat.ALWAYS)
+_SEND = partial(Endpoint, method="POST")
+
+LIST_SOURCES = _READ(name="list sources", template="/sources", largest_reply=LARGEST_LIST)
+LIST_TEMPLATES = _READ(name="list templates", template="/templates", largest_reply=LARGEST_LIST)
+CREATE_COMPANY = _SEND(
     name="create company",
-    method="POST",
     template="/companies",
     repeat=Repeat.KEYED,  # the key is the external id
     doubtful_refusals=frozenset({400, 409}),  # a server may check the name before the external id
@@ -63,57 +58,30 @@ CREATE_COMPANY = Endpoint(
 )
 CREATE_ANONYMOUS = replace(CREATE_COMPANY, repeat=Repeat.NEVER, doubtful_refusals=frozenset())
 """Create a company without an external id: a repeat could create a second company."""
-CREATE_UPLOAD = Endpoint(
-    name="create upload", method="POST", template="/companies/{id}/uploads", repeat=Repeat.ALWAYS
-)
+CREATE_UPLOAD = _SEND(name="create upload", template="/companies/{id}/uploads", repeat=Repeat.ALWAYS)
 PUT_BYTES = Endpoint(name="put bytes", method="PUT", template="{upload_url}", repeat=Repeat.ALWAYS)
-START_IMPORT = Endpoint(
+START_IMPORT = _SEND(
     name="start import",
-    method="POST",
     template="/companies/{id}/imports",
     repeat=Repeat.ALWAYS,  # the body carries an idempotency key
     advice="List the company's imports: if this one is not among them, start it with a new idempotency key.",
 )
-READ_IMPORT = Endpoint(
-    name="read import",
-    method="GET",
-    template="/companies/{id}/imports/{run_id}",
-    repeat=Repeat.ALWAYS,
-    lane=Lane.POLL,
+READ_IMPORT = _READ(name="read import", template="/companies/{id}/imports/{run_id}", lane=Lane.POLL)
+LIST_IMPORTS = _READ(  # also, with `status=active`, the active import
+    name="list imports", template="/companies/{id}/imports", largest_reply=LARGEST_LIST
 )
-LIST_IMPORTS = Endpoint(
-    name="list imports",  # also, with `status=active`, the active import
-    method="GET",
-    template="/companies/{id}/imports",
-    repeat=Repeat.ALWAYS,
-    largest_reply=LARGEST_LIST,
-)
-DECIDE = Endpoint(
+DECIDE = _SEND(
     name="decide",
-    method="POST",
     template="/companies/{id}/imports/{run_id}/decisions",
     repeat=Repeat.NEVER,  # a blind repeat could answer the questions of the next park
     lane=Lane.DECIDE,
     advice="Read the run: if it still asks the same questions, decide again.",
 )
-START_EXPORT = Endpoint(
+START_EXPORT = _SEND(
     name="start export",
-    method="POST",
     template="/companies/{id}/exports",
     repeat=Repeat.KEYED,  # no request finds an export whose response was lost
     advice="Start it again with the same idempotency key, mode and selection: if it is running, its run is returned.",
 )
-READ_EXPORT = Endpoint(
-    name="read export",
-    method="GET",
-    template="/companies/{id}/exports/{run_id}",
-    repeat=Repeat.ALWAYS,
-    lane=Lane.POLL,
-)
-DOWNLOAD = Endpoint(
-    name="download",
-    method="GET",
-    template="/companies/{id}/export.csv",
-    repeat=Repeat.ALWAYS,
-    sends_html=False,
-)
+READ_EXPORT = _READ(name="read export", template="/companies/{id}/exports/{run_id}", lane=Lane.POLL)
+DOWNLOAD = _READ(name="download", template="/companies/{id}/export.csv", sends_html=False)

@@ -20,7 +20,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
 from msgspec import Struct
 
@@ -31,7 +31,6 @@ from asyncmig.errors import InvalidInput, is_temporary
 
 __all__ = ["AnswerRule", "answers_by_rules", "checked_rules", "parse_answer_rules", "read_answer_rules"]
 
-_FIELDS: Final = ("question", "choose", "text", "source")
 _LARGEST = 1024 * 1024
 """Bytes of a file with rules."""
 
@@ -52,7 +51,7 @@ class AnswerRule(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Raise `InvalidInput` for a wrong value."""
         check_fields(self)
-        given = {name: cast("str | None", getattr(self, name)) for name in _FIELDS}
+        given = {name: cast("str | None", getattr(self, name)) for name in self.__struct_fields__}
         for name, value in given.items():
             if value is not None and not trimmed(value):
                 raise InvalidInput(name, value, "is empty")
@@ -184,8 +183,10 @@ def _rule(table: object) -> AnswerRule:
         raise InvalidInput("answers", table, "is neither an AnswerRule nor a table with its fields")
     given = cast("Mapping[str, object]", table)
     for name, value in given.items():
-        if name not in _FIELDS:
-            raise InvalidInput(name, value, f"is unknown; there are {', '.join(_FIELDS)}")
+        if name not in AnswerRule.__struct_fields__:
+            raise InvalidInput(
+                name, value, f"is unknown; there are {', '.join(AnswerRule.__struct_fields__)}"
+            )
         if value is not None and not isinstance(value, str):
             raise InvalidInput(name, value, "must be a string")
     if "question" not in given:
