@@ -19,9 +19,9 @@ from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pendi
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.spec import check_external_id
 from asyncmig.errors import AuthError, InvalidInput, JournalError, NoAnswer, SessionClosed
-from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.journal import JournalPort
 from asyncmig.records.record import BaseRecord
-from asyncmig.records.record_keeper import Reader, RecordKeeper
+from asyncmig.records.record_keeper import RecordKeeper
 
 __all__ = [
     "adopt_resource",
@@ -33,8 +33,6 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound=BaseRecord)
-KeeperOf = Callable[[SessionContext, ClaimPort], RecordKeeper[R]]
-"""Returns the keeper of a claim's record."""
 _log = logging.getLogger("asyncmig")
 
 
@@ -92,12 +90,12 @@ def _crashed(parked: Parked, error: str) -> Pending:
 
 @asynccontextmanager
 async def _claimed(
-    context: SessionContext, journal: JournalPort, external_id: str, keeper_of: KeeperOf[R]
+    context: SessionContext, journal: JournalPort, external_id: str, kind: type[R]
 ) -> AsyncGenerator[RecordKeeper[R]]:
     """Claim a customer, and yield the keeper of its record once the journal has all responses."""
     async with await journal.claim(external_id) as claim:
         with OwnerScope(Owner(external_id)):
-            keeper = keeper_of(context, claim)
+            keeper = RecordKeeper(context, claim, kind)
             await keeper.catch_up()
             yield keeper
 
@@ -115,10 +113,10 @@ async def answered_within(seconds: float, endpoint: Endpoint) -> AsyncGenerator[
 
 @asynccontextmanager
 async def parked_customer(
-    context: SessionContext, journal: JournalPort, external_id: str, keeper_of: KeeperOf[R]
+    context: SessionContext, journal: JournalPort, external_id: str, kind: type[R]
 ) -> AsyncGenerator[RecordKeeper[R]]:
     """Claim a parked customer for a decision. Raises `InvalidInput` for one that is not parked; `CustomerHeld`."""
-    async with _claimed(context, journal, external_id, keeper_of) as keeper:
+    async with _claimed(context, journal, external_id, kind) as keeper:
         if not isinstance(keeper.record.outcome, Parked):
             raise InvalidInput("external_id", external_id, "is not parked: there is nothing to decide")
         yield keeper
@@ -141,14 +139,14 @@ async def cancel_customer(
     context: SessionContext,
     journal: JournalPort,
     external_id: str,
-    keeper_of: KeeperOf[R],
+    kind: type[R],
     stop: Callable[[RecordKeeper[R]], Awaitable[str]],
 ) -> Outcome:
     """Record that a customer is canceled, and return its outcome; see `Generation.cancel`.
 
     `stop`: stops the customer's run, as far as the generation can, and returns what became of it.
     """
-    async with _claimed(context, journal, external_id, keeper_of) as keeper:
+    async with _claimed(context, journal, external_id, kind) as keeper:
         if keeper.is_new:
             raise InvalidInput(
                 "external_id", external_id, "is not in the journal: there is nothing to cancel"
@@ -168,28 +166,26 @@ async def adopt_resource(
     journal: JournalPort,
     external_id: str,
     resource_id: str,
+    kind: type[BaseRecord],
     *,
-    what: str,
     segment: str,
-    read: Reader[R],
     **changes: object,
 ) -> str:
     """Link a customer to a resource on the server, and return its id; see `Generation.adopt`.
 
-    `what`: `company` or `migration`; the record has its id as `company_id` or `migration_id`. `segment`: what stands
-    before the id in a URL of the dashboard. `changes`: of the record.
+    `segment`: what stands before the id in a URL of the dashboard. `changes`: of the record.
     """
-    field = f"{what}_id"
+    field = f"{kind.RESOURCE}_id"
     external_id = check_external_id(external_id.strip())
     resource_id = checked_id(field, resource_id, segment)
     async with await journal.claim(external_id) as claim:
-        record = read(external_id, claim.state)
+        record = kind.read(external_id, claim.state)
         _check_readable(record)
         if (known := getattr(record, field)) not in (None, resource_id):
             raise InvalidInput(field, resource_id, f"is not the one that the journal has: {known}")
         for other, state in (await journal.states()).items():
-            if other != external_id and getattr(read(other, state), field) == resource_id:
-                raise InvalidInput(field, resource_id, f"is the {what} of another customer: {other}")
+            if other != external_id and getattr(kind.read(other, state), field) == resource_id:
+                raise InvalidInput(field, resource_id, f"is the {kind.RESOURCE} of another customer: {other}")
         adopted = msgspec.structs.replace(
             record, **{field: resource_id}, create_sent=False, outcome=None, **changes
         )

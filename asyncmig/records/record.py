@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeGuard, TypeVar
+from typing import ClassVar, Self, TypeGuard
 
 import msgspec
 
+from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.threads import in_thread
 from asyncmig.customers.files import FileInput, raise_unreadable, size_of
 from asyncmig.customers.outcome import Delivered, Downloaded, Outcome, RowFilter
@@ -29,7 +30,6 @@ __all__ = [
     "are_in",
     "check_apart",
     "customer_record",
-    "decoded_record",
     "is_delivered",
     "read_inputs",
 ]
@@ -38,11 +38,26 @@ _UNREADABLE = 0
 """As a `version`: a stand-in for a record that this version cannot read."""
 
 
+class _RecordTag(msgspec.Struct, kw_only=True):
+    version: int = 1
+    api: str = "companies"
+
+
 class BaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fields that the records of all API generations have. A generation adds the state of its migration.
 
     Fields that have their default are not written to the journal.
     """
+
+    API: ClassVar[str]
+    """The API generation whose records these are."""
+    VERSION: ClassVar[int] = 1
+    RESOURCE: ClassVar[str]
+    """What a customer has on the server. The field `RESOURCE_id` has its id."""
+    DOWNLOAD: ClassVar[Endpoint]
+    """Named in the events of a repeated step if its error names no endpoint."""
+    PUT_BYTES: ClassVar[Endpoint]
+    """The endpoint that uploads bytes. Each of its requests has a URL of its own."""
 
     version: int = 1
     api: str
@@ -61,6 +76,36 @@ class BaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last failed attempt that was reported."""
     outcome: Outcome | None = None
     """The outcome of the last call of `migrate`; None while a call runs."""
+
+    @classmethod
+    def read(cls, external_id: str, state: bytes | None) -> Self:
+        """Return the record that a journal holds for a customer; a new one if `state` is None.
+
+        A state that this version cannot use gives a stand-in: it is not `is_readable`, and its outcome is `Failed`
+        with the reason.
+        """
+        new = cls(api=cls.API, external_id=external_id, name="", source="")
+        if state is None:
+            return new
+        try:
+            tag, record = msgspec.json.decode(state, type=_RecordTag), msgspec.json.decode(state, type=cls)
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = str(error)
+        else:
+            if (tag.api, tag.version) == (cls.API, cls.VERSION):
+                return record
+            reason = f"record version {tag.version}, this one knows {cls.VERSION}"
+            if tag.api != cls.API:
+                reason = f"it belongs to the API generation {tag.api!r}, not to {cls.API!r}"
+        shown = {name for name in ("name", f"{cls.RESOURCE}_id", "run_id") if name in cls.__struct_fields__}
+        try:
+            known = msgspec.json.decode(state, type=dict[str, object])
+        except (ValueError, TypeError, RecursionError):
+            known = {}
+        texts = {name: known[name] for name in shown if isinstance(known.get(name), str)}
+        record = msgspec.structs.replace(new, version=_UNREADABLE, **texts)
+        outcome = unreadable_outcome(external_id, reason, name=record.name, ids=record.ids)
+        return msgspec.structs.replace(record, outcome=outcome)
 
     @property
     def is_readable(self) -> bool:
@@ -123,42 +168,6 @@ class BaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 for file in self.files
             ),
         )
-
-
-R = TypeVar("R", bound=BaseRecord)
-
-
-class _RecordTag(msgspec.Struct, kw_only=True):
-    version: int = 1
-    api: str = "companies"
-
-
-def decoded_record(
-    external_id: str, state: bytes, kind: type[R], *, api: str, version: int, shown: type[msgspec.Struct]
-) -> R:
-    """Return the record in a journal state.
-
-    A state that this version cannot use gives a stand-in with the fields of `shown`: it is not `is_readable`, and its
-    outcome is `Failed` with the reason.
-    """
-    try:
-        tag, record = msgspec.json.decode(state, type=_RecordTag), msgspec.json.decode(state, type=kind)
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = str(error)
-    else:
-        if (tag.api, tag.version) == (api, version):
-            return record
-        reason = f"record version {tag.version}, this one knows {version}"
-        if tag.api != api:
-            reason = f"it belongs to the API generation {tag.api!r}, not to {api!r}"
-    try:
-        known = msgspec.json.decode(state, type=shown)
-    except (ValueError, TypeError, RecursionError):
-        known = shown()
-    record = kind(version=_UNREADABLE, api=api, external_id=external_id, name="", source="")
-    record = msgspec.structs.replace(record, **msgspec.structs.asdict(known))
-    outcome = unreadable_outcome(external_id, reason, name=record.name, ids=record.ids)
-    return msgspec.structs.replace(record, outcome=outcome)
 
 
 def customer_record(record: BaseRecord) -> CustomerRecord:

@@ -11,7 +11,6 @@ from typing import Generic, TypedDict, TypeVar, final
 
 import msgspec
 
-from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.attempts import TimedAttempts
 from asyncmig._io.context import SessionContext, UnwrittenEntries, UnwrittenEntry
@@ -33,12 +32,10 @@ from asyncmig.journal import ClaimPort
 from asyncmig.records.record import BaseRecord
 from asyncmig.steps import Entry, OutcomeName, Step
 
-__all__ = ["OutcomeFields", "Reader", "RecordKeeper", "seconds_since"]
+__all__ = ["OutcomeFields", "RecordKeeper", "seconds_since"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseRecord)
-Reader = Callable[[str, bytes | None], R]
-"""Returns the record in a customer's state; a new one for None."""
 _log = logging.getLogger("asyncmig")
 _PAUSE = 1.0
 """Seconds between attempts to write. A journal may also wait within each attempt."""
@@ -62,12 +59,10 @@ class RecordKeeper(Generic[R]):
     __slots__ = (
         "_claim",
         "_context",
-        "_endpoint",
+        "_kind",
         "_missing",
-        "_read",
         "_retry_seconds",
         "_started",
-        "_uploads",
         "_writing",
         "notes",
         "record",
@@ -78,24 +73,20 @@ class RecordKeeper(Generic[R]):
         self,
         context: SessionContext,
         claim: ClaimPort,
-        read: Reader[R],
+        kind: type[R],
         *,
-        endpoint: Endpoint,
-        uploads: str,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`endpoint`: named in the events of a repeated step if its error names none. `uploads`: the template of the
-        endpoint that uploads bytes; each of its requests has a URL of its own. `retry_seconds`: see
-        `MigrationOptions`.
-        """
-        self._context, self._claim, self._read = context, claim, read
-        self._endpoint, self._uploads, self._retry_seconds = endpoint, uploads, retry_seconds
+        """`retry_seconds`: see `MigrationOptions`."""
+        self._context, self._claim, self._kind, self._retry_seconds = context, claim, kind, retry_seconds
         self._started = asyncio.get_running_loop().time()
         self._writing = asyncio.Lock()
         earlier = context.unwritten.pop(claim.external_id, None)
         self._missing = earlier.missing(claim.state) if earlier else ()
         """The responses that the journal does not have yet."""
-        self.record: R = read(claim.external_id, self._missing[-1].state if self._missing else claim.state)
+        self.record: R = kind.read(
+            claim.external_id, self._missing[-1].state if self._missing else claim.state
+        )
         """The customer's record, with all responses."""
         self.notes: list[str] = []
         """Notes for the outcome."""
@@ -180,7 +171,7 @@ class RecordKeeper(Generic[R]):
         """What the journal lacks, and what to do if this process ends; None if the journal has everything."""
         if not self._missing:
             return None
-        written = self._read(self._claim.external_id, self._claim.state).ids
+        written = self._kind.read(self._claim.external_id, self._claim.state).ids
         missing = [f"{kind} {each}" for kind, each in self.record.ids.items() if written.get(kind) != each]
         text = f"the journal does not have {' and '.join(missing) or 'what the server answered'} yet"
         resource = next(iter(self.record.ids), None)  # a run belongs to the first one
@@ -255,7 +246,7 @@ class RecordKeeper(Generic[R]):
         """Return the attempts of a step that is safe to repeat, for at most `retry_seconds` seconds."""
         return TimedAttempts(
             self._context.events,
-            self._endpoint,
+            self._kind.DOWNLOAD,
             seconds=self._retry_seconds,
             on=TRANSIENT,
             unless=self._is_final,
@@ -265,7 +256,7 @@ class RecordKeeper(Generic[R]):
         """Return whether a repeat would get the same response. Each upload has a URL of its own, so it may differ."""
         if isinstance(error, TruncatedDownload):
             return error.is_final
-        if not isinstance(error, ApiError) or error.endpoint == self._uploads:
+        if not isinstance(error, ApiError) or error.endpoint == self._kind.PUT_BYTES.template:
             return False
         return error.status in FINAL
 

@@ -14,7 +14,7 @@ import pytest
 from inprocess import InProcess
 
 from asyncmig import Approve, Delivered, Failed, Fleet, Journal, Outcome, Parked, Spec, Unknown, migrate
-from asyncmig.companies.workflow.record import Record, read_record
+from asyncmig.companies.workflow.record import Record
 from asyncmig.simulator import World
 from asyncmig.simulator.companies.company import Company, ImportIn, Upload
 from asyncmig.simulator.companies.tables import Table
@@ -101,7 +101,7 @@ async def test_every_company_of_the_first_version_goes_on(
     path = tmp_path / "fleet.db"
     shutil.copy(V1, path)
     async with Journal(path, threaded=False) as journal, opens() as session:
-        records = {name: read_record(name, state) for name, state in (await journal.states()).items()}
+        records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}
         assert records.keys() == EXPECTED.keys()
         for record in records.values():
             remember(world, record)
@@ -143,7 +143,7 @@ async def test_a_journal_of_the_first_version_is_resumed_without_specs(
         opens() as session,
         Fleet(session, journal=journal, to=tmp_path / "out", decide="approve") as fleet,
     ):
-        records = {name: read_record(name, state) for name, state in (await journal.states()).items()}
+        records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}
         specs(tmp_path / "customers", iter(records))
         for record in records.values():
             remember(world, record)
@@ -165,7 +165,7 @@ async def test_outcomes_of_the_first_version_can_be_read(tmp_path: Path) -> None
     path = tmp_path / "fleet.db"
     shutil.copy(V1, path)
     async with Journal(path, threaded=False) as journal:
-        records = {name: read_record(name, state) for name, state in (await journal.states()).items()}
+        records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}
     delivered, parked = records["delivered"].outcome, records["parked"].outcome
     assert isinstance(delivered, Delivered)
     assert (delivered.rows, delivered.flagged, delivered.losses) == (20, 0, 0)

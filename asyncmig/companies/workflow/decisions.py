@@ -11,7 +11,7 @@ from asyncmig._io.failures import Owner, OwnerScope
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
-from asyncmig.companies.workflow.record import API, Record, keeper_of
+from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.decisions import Approve, Decision, Reject, checked_decision
 from asyncmig.customers.outcome import Outcome, Parked, Reviewed
 from asyncmig.customers.questions import NeedsAttention, check_answers
@@ -32,7 +32,7 @@ _PATIENCE = 60.0
 
 def check_fits(asked: NeedsAttention, decision: Decision) -> None:
     """Raise `InvalidInput` for a decision that this generation lacks, or for answers that were not offered."""
-    checked_decision(decision, SUPPORTED, API)
+    checked_decision(decision, SUPPORTED, Record.API)
     if isinstance(decision, Approve):
         check_answers(asked, decision.answers or {})
 
@@ -67,7 +67,7 @@ async def decide_parked(
     if isinstance(decision, Approve) and shown.is_destructive and not allow_destructive:
         reason = f"what is proposed for {external_id} destroys rows, or may"
         raise InvalidInput("allow_destructive", False, reason)
-    async with parked_customer(context, journal, external_id, keeper_of) as keeper:
+    async with parked_customer(context, journal, external_id, Record) as keeper:
         run = _run(context, keeper.record)
         state = await _read(run)
         if run.needs_attention != shown:
@@ -105,7 +105,7 @@ async def cancel(
         where = ", and the run continues at the server" if goes_on else ""
         return f"canceled: this client stopped its work{where}; the next call continues"
 
-    return await cancel_customer(context, journal, external_id, keeper_of, stop)
+    return await cancel_customer(context, journal, external_id, Record, stop)
 
 
 async def reject_run(context: SessionContext, keeper: RecordKeeper[Record]) -> None:

@@ -15,7 +15,7 @@ from asyncmig.companies.exports import checked_connections
 from asyncmig.companies.wire import Template
 from asyncmig.companies.workflow import decisions, preparation
 from asyncmig.companies.workflow.migrate import CustomerMigration, nothing_ran, refused_change
-from asyncmig.companies.workflow.record import Record, read_record, words_of
+from asyncmig.companies.workflow.record import Record, words_of
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationCall, MigrationOptions
@@ -87,7 +87,7 @@ class CompaniesGeneration:
             raise refused
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
-        return customer_record(read_record(external_id, state))
+        return customer_record(Record.read(external_id, state))
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -139,9 +139,8 @@ class CompaniesGeneration:
             journal,
             external_id,
             resource_id,
-            what="company",
+            Record,
             segment="companies",
-            read=read_record,
             adopted=True,
         )
 

@@ -22,7 +22,7 @@ from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
 from asyncmig.companies.workflow.decisions import check_fits, reject_run, send_decision
 from asyncmig.companies.workflow.preparation import Preparation, differs, refuses_account
-from asyncmig.companies.workflow.record import ExportStep, Record, export_key, keeper_of
+from asyncmig.companies.workflow.record import ExportStep, Record, export_key
 from asyncmig.customers.files import FileInput, FilesChanged
 from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import (
@@ -42,6 +42,7 @@ from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOut
 from asyncmig.journal import ClaimPort
 from asyncmig.records.decisions import decide_by_policy
 from asyncmig.records.record import are_in, is_delivered
+from asyncmig.records.record_keeper import RecordKeeper
 from asyncmig.records.workflow import Workflow
 
 __all__ = ["CustomerMigration", "nothing_ran", "refused_change"]
@@ -62,7 +63,7 @@ class CustomerMigration(Workflow[Record]):
     __slots__ = ("_preparation",)
 
     def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
-        keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
+        keeper = RecordKeeper(context, claim, Record, retry_seconds=call.options.retry_seconds)
         super().__init__(context, keeper, call)
         self._preparation = Preparation(context, call.spec, keeper, call.options.root)
 

@@ -2,28 +2,21 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import Self, cast
 
 import msgspec
 
-from asyncmig._io.context import SessionContext
 from asyncmig.companies import routes
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Sheet
 from asyncmig.customers.files import FileInput, files_in_words
-from asyncmig.customers.options import RETRY_SECONDS
 from asyncmig.customers.outcome import Delivered, ExportMode, ExportSummary, Failed, Outcome
 from asyncmig.customers.status import LastFailure
-from asyncmig.journal import ClaimPort, JournalEvent
-from asyncmig.records.record import BaseRecord, decoded_record
-from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.journal import JournalEvent
+from asyncmig.records.record import BaseRecord
 from asyncmig.steps import Progress
 
-__all__ = ["API", "ExportStep", "Record", "export_key", "import_key", "keeper_of", "read_record", "words_of"]
-
-API = "companies"
-"""The name of this API generation in journal records."""
-_VERSION = 1
+__all__ = ["ExportStep", "Record", "export_key", "import_key", "words_of"]
 
 
 class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -40,7 +33,12 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    api: str = msgspec.field(default_factory=lambda: API)  # a factory, so that it is always written
+    API = "companies"
+    RESOURCE = "company"
+    DOWNLOAD = routes.DOWNLOAD
+    PUT_BYTES = routes.PUT_BYTES
+
+    api: str = msgspec.field(default_factory=lambda: "companies")  # a factory, so that it is always written
     create_sent: bool = msgspec.field(name="creating", default=False)
     """Whether the create request may have been sent without a recorded response."""
     company_id: str | None = None
@@ -68,9 +66,17 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     """Wall-clock time of that decision."""
     exports: tuple[ExportStep, ...] = ()
 
+    @classmethod
+    def read(cls, external_id: str, state: bytes | None) -> Self:
+        """Return the record in a state of the journal; see `BaseRecord.read`."""
+        record = super().read(external_id, state)
+        if record.outcome is not None and not record.outcome.ids:  # an earlier version wrote them elsewhere
+            outcome = msgspec.structs.replace(record.outcome, ids=record.ids)
+            return msgspec.structs.replace(record, outcome=outcome)
+        return record
+
     @property
     def ids(self) -> Mapping[str, str]:
-        """The server's ids that are known, by kind."""
         known = (("company", self.company_id), ("run", self.run_id))
         return {kind: each for kind, each in known if each}
 
@@ -81,7 +87,6 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
 
     @property
     def step(self) -> Progress:
-        """The step that the migration has reached."""
         if isinstance(self.outcome, Failed) and self.outcome.step:
             return self.outcome.step
         if self.run_id is not None:
@@ -99,50 +104,11 @@ class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
 
     @property
     def bytes_sent(self) -> Iterable[int]:
-        """The size of each file that was uploaded."""
         return (each.size for each in self.uploads)
 
     @property
     def sheet_names(self) -> Mapping[str, str]:
-        """The names of the sheets, by id."""
         return {sheet.id: sheet.name or sheet.id for sheet in self.sheets}
-
-
-class _Ids(msgspec.Struct, kw_only=True):
-    """The fields that are shown of a record that cannot be decoded completely."""
-
-    name: str = ""
-    company_id: str | None = None
-    run_id: str | None = None
-
-
-def read_record(external_id: str, state: bytes | None) -> Record:
-    """Return the record that a journal holds for a customer; a new one if `state` is None.
-
-    A state that this version cannot decode gives a stand-in that is not `is_readable`, and whose outcome is `Failed`
-    with the reason.
-    """
-    if state is None:
-        return Record(external_id=external_id, name="", source="")
-    record = decoded_record(external_id, state, Record, api=API, version=_VERSION, shown=_Ids)
-    outcome = record.outcome
-    if outcome is not None and not outcome.ids:  # an earlier version wrote `company_id` and `run_id`
-        return msgspec.structs.replace(record, outcome=msgspec.structs.replace(outcome, ids=record.ids))
-    return record
-
-
-def keeper_of(
-    context: SessionContext, claim: ClaimPort, *, retry_seconds: float = RETRY_SECONDS
-) -> RecordKeeper[Record]:
-    """Return the keeper of a claim's record."""
-    return RecordKeeper(
-        context,
-        claim,
-        read_record,
-        endpoint=routes.DOWNLOAD,
-        uploads=routes.PUT_BYTES.template,
-        retry_seconds=retry_seconds,
-    )
 
 
 def import_key(record: Record) -> str:

@@ -27,7 +27,7 @@ from asyncmig.migrations import routes, wire
 from asyncmig.migrations.answers import CredentialsNeeded, Questions
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.workflow.operations import Operations, open_run, with_version
-from asyncmig.migrations.workflow.record import API, Record, keeper_of
+from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.decisions import answered_within, cancel_customer, keep_shown, parked_customer
 from asyncmig.records.record_keeper import RecordKeeper
 
@@ -122,9 +122,9 @@ async def decide_parked(
     customer that is not parked, and for a decision that does not fit; `CustomerHeld`; `UnknownOutcome` if a response
     was lost.
     """
-    checked_decision(decision, SUPPORTED, API)
+    checked_decision(decision, SUPPORTED, Record.API)
     check_fits(shown, decision)
-    async with parked_customer(context, journal, external_id, keeper_of) as keeper:
+    async with parked_customer(context, journal, external_id, Record) as keeper:
         return await _decide(context, keeper, decision, shown)
 
 
@@ -173,4 +173,4 @@ async def cancel(context: SessionContext, journal: JournalPort, external_id: str
         await keeper.keep("canceled", cancel="")
         return f"canceled; its run is {state.status}: the next call continues with it"
 
-    return await cancel_customer(context, journal, external_id, keeper_of, stop)
+    return await cancel_customer(context, journal, external_id, Record, stop)

@@ -27,7 +27,7 @@ from asyncmig.migrations.workflow import preparation
 from asyncmig.migrations.workflow.decisions import SUPPORTED, cancel, decide_parked, look
 from asyncmig.migrations.workflow.migrate import CustomerMigration, refused_change
 from asyncmig.migrations.workflow.operations import open_run
-from asyncmig.migrations.workflow.record import Record, read_record, words_of
+from asyncmig.migrations.workflow.record import Record, words_of
 from asyncmig.records.decisions import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
@@ -95,7 +95,7 @@ class MigrationsGeneration:
             raise refused
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
-        return customer_record(read_record(external_id, state))
+        return customer_record(Record.read(external_id, state))
 
     def recognizes(self, listed: object) -> bool | None:
         found = has_ids(listed)
@@ -188,8 +188,7 @@ class MigrationsGeneration:
             journal,
             external_id,
             resource_id,
-            what="migration",
+            Record,
             segment="migrations",
-            read=read_record,
             existed=True,
         )

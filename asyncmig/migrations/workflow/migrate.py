@@ -24,9 +24,10 @@ from asyncmig.migrations.state import WorkPermit, is_refusal
 from asyncmig.migrations.workflow.delivery import deliver
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.preparation import Preparation
-from asyncmig.migrations.workflow.record import Record, keeper_of
+from asyncmig.migrations.workflow.record import Record
 from asyncmig.migrations.workflow.run_driver import RunDriver
 from asyncmig.records.record import is_delivered
+from asyncmig.records.record_keeper import RecordKeeper
 from asyncmig.records.workflow import Workflow
 
 __all__ = ["CustomerMigration", "refused_change"]
@@ -39,7 +40,7 @@ class CustomerMigration(Workflow[Record]):
     __slots__ = ("_driver", "_operations", "_preparation")
 
     def __init__(self, context: SessionContext, claim: ClaimPort, call: MigrationCall) -> None:
-        keeper = keeper_of(context, claim, retry_seconds=call.options.retry_seconds)
+        keeper = RecordKeeper(context, claim, Record, retry_seconds=call.options.retry_seconds)
         super().__init__(context, keeper, call)
         self._operations = Operations(context, keeper)
         self._preparation = Preparation(context, call.spec, keeper, self._operations, call.options)

@@ -8,37 +8,27 @@ from typing import Literal, cast
 
 import msgspec
 
-from asyncmig._io.context import SessionContext
 from asyncmig.customers.decisions import Approve, Change
 from asyncmig.customers.files import FileInput, files_in_words
-from asyncmig.customers.options import RETRY_SECONDS
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked
 from asyncmig.customers.questions import NeedsAttention
 from asyncmig.customers.status import LastFailure
-from asyncmig.journal import ClaimPort, JournalEvent
+from asyncmig.journal import JournalEvent
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import AnswerPoint
 from asyncmig.migrations.operation import Operation, StartPoint
 from asyncmig.migrations.uploads import Uploaded
 from asyncmig.migrations.wire import Kind, Report, Sheet
-from asyncmig.records.record import BaseRecord, decoded_record
-from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.records.record import BaseRecord
 from asyncmig.steps import Progress
 
 __all__ = [
-    "API",
     "OperationRecord",
     "Record",
     "SentAnswer",
-    "keeper_of",
     "marks_of",
-    "read_record",
     "words_of",
 ]
-
-API = "migrations"
-"""The name of this API generation in journal records."""
-_VERSION = 1
 
 
 def marks_of(attention: NeedsAttention) -> set[str]:
@@ -103,7 +93,12 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Record(BaseRecord, frozen=True, kw_only=True):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    api: str = msgspec.field(default_factory=lambda: API)  # a factory, so that it is always written
+    API = "migrations"
+    RESOURCE = "migration"
+    DOWNLOAD = routes.DOWNLOAD
+    PUT_BYTES = routes.PUT_BYTES
+
+    api: str = msgspec.field(default_factory=lambda: "migrations")  # a factory, so that it is always written
     source: str = ""
     """Name of the source; empty for a migration without one."""
     create_sent: bool = False
@@ -146,7 +141,6 @@ class Record(BaseRecord, frozen=True, kw_only=True):
 
     @property
     def ids(self) -> Mapping[str, str]:
-        """The server's ids that are known, by kind."""
         run = self.operation.run_id if self.operation else None
         return {kind: each for kind, each in (("migration", self.migration_id), ("run", run)) if each}
 
@@ -173,7 +167,6 @@ class Record(BaseRecord, frozen=True, kw_only=True):
 
     @property
     def step(self) -> Progress:
-        """The step that the migration has reached."""
         if isinstance(self.outcome, Failed) and self.outcome.step:
             return self.outcome.step
         if isinstance(self.outcome, Delivered):
@@ -202,45 +195,11 @@ class Record(BaseRecord, frozen=True, kw_only=True):
 
     @property
     def bytes_sent(self) -> Iterable[int]:
-        """The size of each file that was uploaded."""
         return (each.size for each in self.uploads)
 
     @property
     def sheet_names(self) -> Mapping[str, str]:
-        """The names of the sheets, by id."""
         return {sheet.id: sheet.name or sheet.id for sheet in self.sheets}
-
-
-class _Known(msgspec.Struct, kw_only=True):
-    """The fields that are shown of a record that cannot be decoded completely."""
-
-    name: str = ""
-    migration_id: str | None = None
-
-
-def read_record(external_id: str, state: bytes | None) -> Record:
-    """Return the record that a journal holds for a customer; a new one if `state` is None.
-
-    A state that this version cannot decode gives a stand-in that is not `is_readable`, and whose outcome is `Failed`
-    with the reason.
-    """
-    if state is None:
-        return Record(external_id=external_id, name="")
-    return decoded_record(external_id, state, Record, api=API, version=_VERSION, shown=_Known)
-
-
-def keeper_of(
-    context: SessionContext, claim: ClaimPort, *, retry_seconds: float = RETRY_SECONDS
-) -> RecordKeeper[Record]:
-    """Return the keeper of a claim's record."""
-    return RecordKeeper(
-        context,
-        claim,
-        read_record,
-        endpoint=routes.DOWNLOAD,
-        uploads=routes.PUT_BYTES.template,
-        retry_seconds=retry_seconds,
-    )
 
 
 # The words for journal entries
