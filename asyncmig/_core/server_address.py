@@ -6,8 +6,7 @@ libraries parse it, and errors show no part of it.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar, final
 from urllib.parse import unquote, unquote_plus
@@ -42,11 +41,12 @@ _SETTINGS = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|passfile|se
 _SETTING = re.compile(
     r"\s*([^\s='\\]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)", re.DOTALL
 )
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 class _Malformed(Exception):
-    """The text is not an address. The error contains no part of the text."""
+    """The text is not an address. The error contains no part of the text, and may contain a reason."""
 
 
 @final
@@ -130,12 +130,10 @@ def parse_server(field: str, text: str, *kinds: Kind) -> Server:
     if kind not in kinds:
         shown = f"{scheme[1]}://..." if scheme else "***"
         raise InvalidInput(field, shown, f"must be {' or '.join(_EXAMPLES[kind] for kind in kinds)}")
-    server: Server | None = None
-    with suppress(_Malformed):
-        server = _read_settings(text) if scheme is None else _read_url(text, scheme)
-    if server is None:
-        raise InvalidInput(field, "***", _HINT)
-    return server
+    try:
+        return _read_settings(text) if scheme is None else _read_url(text, scheme)
+    except _Malformed as error:
+        raise InvalidInput(field, "***", str(error) or _HINT) from None
 
 
 def _read_url(text: str, scheme: re.Match[str]) -> Server:
@@ -176,20 +174,15 @@ def _read_postgres(text: str, rest: str) -> Server:
         raise _Malformed
     options, secrets = _read_query(query)
     hosts = ",".join(_checked_host(host) for host in hosts.split(","))
-    return _postgres(
-        text,
-        host=options.get("host") or options.get("hostaddr") or unquote(hosts),
-        database=options.get("dbname") or unquote(database),
-        secrets=secrets | _password(userinfo),
-    )
+    secrets |= _password(userinfo)
+    return _postgres(text, options, host=unquote(hosts), database=unquote(database), secrets=secrets)
 
 
 def _read_settings(text: str) -> Server:
     """Read `key=value` pairs as libpq does."""
     options = dict(_settings(text))
     secrets = frozenset(value for name, value in options.items() if _is_secret(name) and value)
-    host = options.get("host") or options.get("hostaddr", "")
-    return _postgres(text, host=host, database=options.get("dbname", ""), secrets=secrets)
+    return _postgres(text, options, host="", database="", secrets=secrets)
 
 
 def _settings(text: str) -> Iterator[tuple[str, str]]:
@@ -203,7 +196,15 @@ def _settings(text: str) -> Iterator[tuple[str, str]]:
         at = found.end()
 
 
-def _postgres(text: str, *, host: str, database: str, secrets: frozenset[str]) -> Server:
+def _postgres(
+    text: str, options: Mapping[str, str], *, host: str, database: str, secrets: frozenset[str]
+) -> Server:
+    """Return a server. Its options take precedence over `host` and `database`."""
+    host = options.get("host") or options.get("hostaddr") or host
+    database = options.get("dbname") or database
+    # libpq checks the value only when it connects. Its error would count as an unavailable server.
+    if options.get("sslmode", "prefer") not in _SSL_MODES:
+        raise _Malformed(f"has an sslmode that is none of {', '.join(_SSL_MODES)}")
     if "@" in host and not host.startswith("@"):  # an abstract socket begins with it
         raise _Malformed
     # libpq would parse it as another address, which may contain other secrets.

@@ -4,23 +4,21 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, final
+from typing import TypeVar
 
 from asyncmig._core.duration import parse_duration
 from asyncmig._core.limits import Limits, Rate, parse_rate, short_form
-from asyncmig._core.server_address import Kind, is_postgres, parse_server
-from asyncmig.customers.answer_rules import AnswerRule, read_answer_rules
+from asyncmig._core.server_address import is_postgres, parse_server
+from asyncmig.customers.answer_rules import read_answer_rules
 from asyncmig.customers.options import IfChanged, MigrationOptions
 from asyncmig.customers.outcome import Policy, RowFilter
 from asyncmig.distributed._job_runner import worker_settings
 from asyncmig.errors import InvalidInput
-from asyncmig.journal import JournalPort, open_journal
+from asyncmig.journal import open_journal
 from asyncmig.session import Scope, Session
 
-__all__ = ["WorkerEnvironment", "read_environment", "settings"]
+__all__ = ["migration_options", "settings"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig")
@@ -66,71 +64,6 @@ _YES_OR_NO: Mapping[str, bool] = {
 }
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)  # a URL may contain a password
-class WorkerEnvironment:
-    """The settings of a worker. A job can override only `options`, because all jobs share the session."""
-
-    queue: str
-    place: str
-    window: str | None
-    out: Path
-    concurrency: int
-    limits: Limits
-    base_url: str | None
-    api: str
-    options: MigrationOptions
-
-    def session(self) -> Session:
-        """Return a session. Its send log is in the worker's output folder."""
-        shared = None
-        if self.window:
-            from asyncmig.distributed.redis import RedisWindow
-
-            shared = RedisWindow(self.window)
-        self.out.mkdir(parents=True, exist_ok=True)
-        return Session(
-            base_url=self.base_url,
-            limits=self.limits,
-            shared=shared,
-            recent=self.out / "asyncmig.recent",
-        )
-
-    def journal(self) -> AbstractAsyncContextManager[JournalPort]:
-        """Return the journal that all workers share."""
-        return open_journal(self.place)
-
-
-def read_environment() -> WorkerEnvironment:
-    """Read the variables, and log a warning about unknown `ASYNCMIG_...` variables. Raises `InvalidInput`."""
-    ignored = sorted(name for name in os.environ if name.startswith("ASYNCMIG_") and name not in _VARIABLES)
-    if ignored:
-        _log.warning("a worker ignores %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
-    place, window = _required("ASYNCMIG_DATABASE"), os.environ.get("ASYNCMIG_WINDOW")
-    return WorkerEnvironment(
-        place=_address("ASYNCMIG_DATABASE", place, "postgres")
-        if "://" in place or is_postgres(place)
-        else place,
-        queue=_address("ASYNCMIG_QUEUE", _required("ASYNCMIG_QUEUE")),
-        window=window and _address("ASYNCMIG_WINDOW", window, "redis"),
-        out=Path(os.environ.get("ASYNCMIG_OUT") or "out"),
-        concurrency=_number("CONCURRENCY", 100, least=1),
-        limits=_limits(),
-        base_url=os.environ.get("ASYNCMIG_BASE_URL"),
-        api=os.environ.get("ASYNCMIG_API") or "companies",
-        options=MigrationOptions(
-            decide=_choice("DECIDE", _POLICIES),
-            answers=_answers(),
-            cancel_blocked_after=_seconds("CANCEL_BLOCKED_AFTER"),
-            row_filter=_choice("FILTER", _FILTERS),
-            retries=_number("RETRIES", 0, least=0),
-            deliver_rejected=_choice("DELIVER_REJECTED", _YES_OR_NO),
-            if_changed=_choice("IF_CHANGED", _IF_CHANGED),
-            root=os.environ.get("ASYNCMIG_ROOT") or None,
-        ),
-    )
-
-
 def settings() -> dict[str, object]:
     """Return settings from the environment, for `saq asyncmig.distributed.saq.settings`.
 
@@ -139,8 +72,9 @@ def settings() -> dict[str, object]:
       machine.
     - `ASYNCMIG_WINDOW`: the URL of a Redis. Without it, the processes do not share the rate limit.
     - `ASYNCMIG_CONCURRENCY` (default 100) and `ASYNCMIG_API` (default `companies`): see `worker_settings`.
-    - `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`, `ASYNCMIG_BASE_URL`, `ASYNCMIG_OUT`: as for `asyncmig run`. A job cannot
-      override them.
+    - `ASYNCMIG_LIMITS` (or `ASYNCMIG_RATE`, `ASYNCMIG_SCOPE`), `ASYNCMIG_BASE_URL`, `ASYNCMIG_OUT`: as for
+      `asyncmig run`. A job cannot override them, because all jobs of a worker share its session. The send log is in
+      the folder `ASYNCMIG_OUT`.
     - `ASYNCMIG_DECIDE`, `ASYNCMIG_ANSWERS`, `ASYNCMIG_CANCEL_BLOCKED_AFTER`, `ASYNCMIG_FILTER`, `ASYNCMIG_RETRIES`,
       `ASYNCMIG_DELIVER_REJECTED`, `ASYNCMIG_IF_CHANGED`: as for `asyncmig run`. A job can override them.
     - `ASYNCMIG_ROOT`: a folder that must contain all input files, after symbolic links are resolved. Set it, because
@@ -148,15 +82,50 @@ def settings() -> dict[str, object]:
 
     Other `ASYNCMIG_...` variables cause a warning. Raises `InvalidInput`.
     """
-    worker = read_environment()
+    ignored = sorted(name for name in os.environ if name.startswith("ASYNCMIG_") and name not in _VARIABLES)
+    if ignored:
+        _log.warning("a worker ignores %s; it reads %s", ", ".join(ignored), ", ".join(_VARIABLES))
+    place, queue = _required("ASYNCMIG_DATABASE"), _required("ASYNCMIG_QUEUE")
+    if "://" in place or is_postgres(place):
+        parse_server("ASYNCMIG_DATABASE", place, "postgres")
+    parse_server("ASYNCMIG_QUEUE", queue)
+    if window := os.environ.get("ASYNCMIG_WINDOW"):
+        parse_server("ASYNCMIG_WINDOW", window, "redis")
+    out, limits = Path(os.environ.get("ASYNCMIG_OUT") or "out"), _limits()
+    base_url = os.environ.get("ASYNCMIG_BASE_URL")
+
+    def session() -> Session:
+        shared = None
+        if window:
+            from asyncmig.distributed.redis import RedisWindow
+
+            shared = RedisWindow(window)
+        out.mkdir(parents=True, exist_ok=True)
+        return Session(base_url=base_url, limits=limits, shared=shared, recent=out / "asyncmig.recent")
+
     return worker_settings(
-        worker.queue,
-        session=worker.session,
-        journal=worker.journal,
-        to=worker.out,
-        api=worker.api,
-        options=worker.options,
-        concurrency=worker.concurrency,
+        queue,
+        session=session,
+        journal=lambda: open_journal(place),
+        to=out,
+        api=os.environ.get("ASYNCMIG_API") or "companies",
+        options=migration_options(),
+        concurrency=_number("CONCURRENCY", 100, least=1),
+    )
+
+
+def migration_options() -> MigrationOptions:
+    """Return the options in the variables, which a job can override. Raises `InvalidInput`."""
+    answers = os.environ.get("ASYNCMIG_ANSWERS")
+    return MigrationOptions(
+        decide=_choice("DECIDE", _POLICIES),
+        answers=read_answer_rules(answers) if answers else (),
+        cancel_blocked_after=_seconds("CANCEL_BLOCKED_AFTER"),
+        row_filter=_choice("FILTER", _FILTERS),
+        retries=_number("RETRIES", 0, least=0),
+        deliver_rejected=_choice("DELIVER_REJECTED", _YES_OR_NO),
+        if_changed=_choice("IF_CHANGED", _IF_CHANGED),
+        root=os.environ.get("ASYNCMIG_ROOT") or None,
     )
 
 
@@ -165,11 +134,6 @@ def _required(name: str) -> str:
     if not value:
         raise InvalidInput(name, value, "is not set")
     return value
-
-
-def _address(name: str, text: str, *kinds: Kind) -> str:
-    parse_server(name, text, *kinds)
-    return text
 
 
 def _limits() -> Limits:
@@ -190,11 +154,6 @@ def _choice(setting: str, choices: Mapping[str, _T]) -> _T:
     if text.lower() not in choices:
         raise InvalidInput(name, text, f"is none of {', '.join(choices)}")
     return choices[text.lower()]
-
-
-def _answers() -> tuple[AnswerRule, ...]:
-    path = os.environ.get("ASYNCMIG_ANSWERS")
-    return read_answer_rules(path) if path else ()
 
 
 def _seconds(setting: str) -> float | None:

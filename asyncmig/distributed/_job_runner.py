@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, cast, final
 
@@ -27,7 +27,7 @@ from asyncmig.customers.options import MigrationCall, MigrationOptions, OptionOv
 from asyncmig.customers.paths import Inputs, same_folder
 from asyncmig.customers.spec import Connections, LiveSource, Spec, failed
 from asyncmig.distributed._open_queue import open_queue
-from asyncmig.distributed._resilient_queue import AnyQueue, RareWarnings, real_seconds
+from asyncmig.distributed._resilient_queue import RareWarnings, ResilientQueue, real_seconds
 from asyncmig.errors import CustomerHeld, InvalidInput, JournalError, JournalUnavailable, SessionClosed
 from asyncmig.events import Event, MigrationChanged
 from asyncmig.generations import Generation
@@ -103,39 +103,23 @@ def worker_settings(
 
 
 @final
+@dataclass(slots=True, eq=False)
 class JobRunner:
     """The session and the journal of a worker, and the function that SAQ calls for each job."""
 
-    __slots__ = (
-        "_api",
-        "_connections",
-        "_exits",
-        "_inputs",
-        "_journal",
-        "_open_journal",
-        "_open_session",
-        "_options",
-        "_session",
-        "_steps",
-        "_to",
-        "_warnings",
-    )
-
-    def __init__(
-        self,
-        session: Callable[[], Session],
-        journal: Callable[[], AbstractAsyncContextManager[JournalPort]],
-        to: Path,
-        api: str,
-        options: MigrationOptions,
-        connections: Callable[[str], Connections | LiveSource | None] | None,
-    ) -> None:
-        self._steps: dict[str, Step | OutcomeName] = {}
-        """The current step of each customer, by external id."""
-        self._open_session, self._open_journal, self._exits = session, journal, AsyncExitStack()
-        self._to, self._options, self._connections = to, options, connections
-        self._inputs, self._warnings = Inputs(), RareWarnings()
-        self._api = api
+    open_session: Callable[[], Session]
+    open_journal: Callable[[], AbstractAsyncContextManager[JournalPort]]
+    to: Path
+    api: str
+    options: MigrationOptions
+    connections: Callable[[str], Connections | LiveSource | None] | None
+    _session: Session = field(init=False)
+    _journal: JournalPort = field(init=False)
+    _exits: AsyncExitStack = field(init=False, default_factory=AsyncExitStack)
+    _inputs: Inputs = field(init=False, default_factory=Inputs)
+    _warnings: RareWarnings = field(init=False, default_factory=RareWarnings)
+    _steps: dict[str, Step | OutcomeName] = field(init=False, default_factory=dict[str, Step | OutcomeName])
+    """The current step of each customer, by external id."""
 
     async def start(self, context: _JobContext) -> None:
         """Open the journal and the session. Wait while the journal is unavailable, until the worker is stopped."""
@@ -160,12 +144,12 @@ class JobRunner:
         async with AsyncExitStack() as exits:
             while True:
                 try:
-                    self._journal = await exits.enter_async_context(self._open_journal())
+                    self._journal = await exits.enter_async_context(self.open_journal())
                     break
                 except JournalUnavailable as error:
                     self._warnings.log(f"{error}; waiting for it")
                 await asyncio.sleep(real_seconds(RECHECK))
-            self._session = await exits.enter_async_context(self._open_session())
+            self._session = await exits.enter_async_context(self.open_session())
             exits.enter_context(self._session.events.subscribe(self._note_step))
             self._exits = exits.pop_all()
 
@@ -191,17 +175,17 @@ class JobRunner:
         """
         worker, job = context["worker"], context["job"]
         answer = None if decision is None else msgspec.convert(decision, Decision)
-        wanted = replace(self._options, **(asked or {}))
+        wanted = replace(self.options, **(asked or {}))
         if job.attempts > 1:  # a worker that has died may have retried it already
             wanted = replace(wanted, retry_failed=False)
         if answer is not None:
             wanted = with_decision(wanted, answer, shown)
         customer = msgspec.convert(spec, Spec, dec_hook=_path)
-        if self._connections is not None:
-            secrets = self._connections(customer.external_id)
+        if self.connections is not None:
+            secrets = self.connections(customer.external_id)
             field = "connection" if isinstance(secrets, LiveSource) else "connections"
             customer = msgspec.structs.replace(customer, **{field: secrets})
-        generation = generations.find(api or self._api)
+        generation = generations.find(api or self.api)
         work = asyncio.ensure_future(self._with_heartbeat(job, customer, wanted, generation, cancel=cancel))
         try:
             return await asyncio.shield(work)
@@ -224,9 +208,7 @@ class JobRunner:
         If the queue has lost the job, stop and return None: the submitter will enqueue another job.
         """
         done = asyncio.Event()
-        work = asyncio.ensure_future(
-            self._cancel(spec) if cancel else self._migrate_when_free(job, spec, options, generation)
-        )
+        work = asyncio.ensure_future(self._work(job, spec, options, generation, cancel=cancel))
 
         def stop() -> bool:
             """Stop, unless the create request is in flight: without its answer, the outcome would be unknown."""
@@ -249,21 +231,27 @@ class JobRunner:
         if isinstance(event, MigrationChanged):
             self._steps[event.external_id] = event.step
 
-    async def _migrate_when_free(
-        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation
+    async def _work(
+        self, job: Job, spec: Spec, options: MigrationOptions, generation: Generation, *, cancel: bool
     ) -> object:
-        """Migrate the customer. Wait while the journal is unavailable, or while another worker holds the customer."""
-        to = customer_folder(self._to, spec.external_id)
-        if other := await in_thread(same_folder, to):
+        """Migrate the customer, or carry out the instruction to cancel it.
+
+        Wait while the journal is unavailable, or while another worker holds the customer.
+        """
+        to = customer_folder(self.to, spec.external_id)
+        if not cancel and (other := await in_thread(same_folder, to)):
             reason = f"has the same folder as another customer on this file system: {other}"
             return msgspec.to_builtins(failed(spec, InvalidInput("external_id", spec.external_id, reason)))
+        context, journal = context_of(self._session), self._journal
+        call = MigrationCall(spec=spec, to=to, options=options, inputs=self._inputs)
         instruction: Instruction | None = None
         while True:
             try:
-                instruction = instruction or await take_up(self._journal, spec.external_id)
-                call = MigrationCall(spec=spec, to=to, options=options, inputs=self._inputs)
-                outcome = await migrate_claimed(generation, context_of(self._session), self._journal, call)
-                await fulfil(self._journal, spec.external_id, instruction, outcome)
+                if cancel:
+                    return msgspec.to_builtins(await cancel_when_free(context, journal, spec.external_id))
+                instruction = instruction or await take_up(journal, spec.external_id)
+                outcome = await migrate_claimed(generation, context, journal, call)
+                await fulfil(journal, spec.external_id, instruction, outcome)
                 return msgspec.to_builtins(outcome)
             except CustomerHeld as error:
                 _log.debug("%s: %s", spec.external_id, error)
@@ -273,20 +261,10 @@ class JobRunner:
                 self._warnings.log(f"{error}; {spec.external_id} waits for it", about=str(error))
             await asyncio.sleep(real_seconds(RECHECK))
 
-    async def _cancel(self, spec: Spec) -> object:
-        """Carry out the instruction to cancel a customer. Wait while the journal is unavailable."""
-        while True:
-            try:
-                context = context_of(self._session)
-                return msgspec.to_builtins(await cancel_when_free(context, self._journal, spec.external_id))
-            except JournalError as error:
-                self._warnings.log(f"{error}; {spec.external_id} waits for it", about=str(error))
-            await asyncio.sleep(real_seconds(RECHECK))
-
 
 async def _result_of_another(job: Job) -> object:
     """Return the result of the job if another worker has written it; otherwise None."""
-    queue = cast("AnyQueue", job.get_queue())
+    queue = cast("ResilientQueue", job.get_queue())
     try:
         stored = await queue.stored(job)
     except queue.unavailable_errors:
@@ -295,12 +273,12 @@ async def _result_of_another(job: Job) -> object:
 
 
 async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], bool]) -> None:
-    """Send heartbeats until `done` is set; see `AnyQueue.touch`.
+    """Send heartbeats until `done` is set; see `ResilientQueue.touch`.
 
     `on_lost` is called if the queue has lost the job. It stops the job's task, or returns False if the task must not
     stop yet.
     """
-    queue = cast("AnyQueue", job.get_queue())
+    queue = cast("ResilientQueue", job.get_queue())
     while True:
         with suppress(TimeoutError):
             async with asyncio.timeout(real_seconds(job.heartbeat / 3)):

@@ -12,10 +12,7 @@ from saq.utils import now
 
 from asyncmig._core.server_address import Server, parse_server
 from asyncmig.distributed._resilient_queue import (
-    AnyQueue,
-    RareWarnings,
     ResilientQueue,
-    ServerClock,
     real_seconds,
     sweeping,
 )
@@ -23,7 +20,7 @@ from asyncmig.distributed._resilient_queue import (
 __all__ = ["open_queue"]
 
 
-def open_queue(url: str, name: str) -> AnyQueue:
+def open_queue(url: str, name: str) -> ResilientQueue:
     """Return an unconnected queue on a Redis or PostgreSQL.
 
     Raises `InvalidInput` for an invalid address or another kind of server. The error does not show the address.
@@ -32,7 +29,7 @@ def open_queue(url: str, name: str) -> AnyQueue:
     return _redis(server, name) if server.kind == "redis" else _postgres(server, name)
 
 
-def _redis(server: Server, name: str) -> AnyQueue:
+def _redis(server: Server, name: str) -> ResilientQueue:
     from redis.exceptions import RedisError, WatchError
     from saq.queue.redis import RedisQueue
 
@@ -103,13 +100,10 @@ def _redis(server: Server, name: str) -> AnyQueue:
             seconds, micro = cast("tuple[int, int]", await time)
             return seconds + micro / 1e6
 
-    clock = ServerClock()
-    queue = ResilientRedisQueue(redis_client(server), name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
-    return queue
+    return ResilientRedisQueue(server, redis=redis_client(server), name=name)
 
 
-def _postgres(server: Server, name: str) -> AnyQueue:
+def _postgres(server: Server, name: str) -> ResilientQueue:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
     from saq.queue.postgres import ListenMultiplexer, PostgresQueue
@@ -149,7 +143,5 @@ def _postgres(server: Server, name: str) -> AnyQueue:
                 queue.warn(error)
 
     server.checked("queue", conninfo_to_dict)
-    clock = ServerClock()
-    queue = ResilientPostgresQueue(url=server.text, name=name, dump=clock.dump, load=clock.load)
-    queue.clock, queue.first_seen, queue.server, queue.warnings = clock, {}, server, RareWarnings()
+    queue = ResilientPostgresQueue(server, url=server.text, name=name)
     return queue

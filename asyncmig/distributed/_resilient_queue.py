@@ -23,7 +23,6 @@ from asyncmig.distributed._connection_errors import place_of, reason_of
 from asyncmig.errors import QueueUnavailable
 
 __all__ = [
-    "AnyQueue",
     "RareWarnings",
     "ResilientQueue",
     "ServerClock",
@@ -67,48 +66,6 @@ class RareWarnings:
             _log.warning("%s", text)
 
 
-class AnyQueue(Queue):
-    """The methods that both queues have in addition to SAQ's."""
-
-    unavailable_errors: ClassVar[tuple[type[Exception], ...]]
-    """The errors of the client library that show an unavailable server."""
-
-    async def connect_once(self) -> None:
-        """Connect. Raises `QueueUnavailable` if that fails or takes longer than 10 real seconds."""
-        raise NotImplementedError
-
-    async def attempt(self, step: Callable[[], Awaitable[T]], *, was_used: bool = True) -> T:
-        """Run a step once, for at most 20 real seconds. Raises `QueueUnavailable` instead of the library's error.
-
-        `was_used`: whether the server was used before. Then it is certainly a server of the right kind.
-        """
-        raise NotImplementedError
-
-    def warn(self, error: Exception) -> None:
-        """Log that the server is unavailable, unless that was logged recently."""
-        raise NotImplementedError
-
-    async def stored(self, job: Job) -> Job | None:
-        """Return the job as it is stored; None if the queue has lost it, even if another job has its key now."""
-        stored = await self.job(job.key)
-        return None if stored is None or stored.meta != job.meta else stored
-
-    async def touch(self, job: Job) -> None:
-        """Store a heartbeat of the job's worker, unless the job was aborted or belongs to another worker.
-
-        SAQ's own `update` stores the whole job as this worker has it, and would overwrite the reason of an abort.
-        """
-        raise NotImplementedError
-
-    def was_swept(self, job: Job) -> bool:
-        """Return whether a sweep took the job from its worker, and it is not queued again yet."""
-        return job.status is Status.ABORTED and job.error == self.swept_error_message
-
-    async def abandon(self) -> None:
-        """Close the connections that a failed `connect` has opened. The queue cannot be used again."""
-        await self.disconnect()
-
-
 @final
 class ServerClock:
     """Converts a job's times between the server's clock and this machine's.
@@ -136,17 +93,22 @@ class ServerClock:
         }
 
 
-class ResilientQueue(AnyQueue):
+class ResilientQueue(Queue):
     """The part of both queues that does not depend on the kind of server."""
 
+    unavailable_errors: ClassVar[tuple[type[Exception], ...]]
+    """The errors of the client library that show an unavailable server."""
     patience: ClassVar[float] = 20.0
     """Real seconds without an answer after which the server counts as unavailable."""
     connect_within: ClassVar[float] = 10.0
     """Real seconds after which a server that does not accept a connection counts as unavailable."""
-    clock: ServerClock
-    first_seen: dict[str, int]
-    server: Server
-    warnings: RareWarnings
+
+    def __init__(self, server: Server, **options: object) -> None:
+        """`options`: the arguments of SAQ's queue."""
+        self.server, self.clock, self.warnings = server, ServerClock(), RareWarnings()
+        self.first_seen: dict[str, int] = {}
+        """When a sweep first saw each job that was not marked as active, in milliseconds."""
+        super().__init__(dump=self.clock.dump, load=self.clock.load, **options)  # type: ignore[arg-type]  # passed on unchanged
 
     def __repr__(self) -> str:
         # SAQ logs the repr of a queue, and SAQ's own contains the address.
@@ -156,7 +118,7 @@ class ResilientQueue(AnyQueue):
         """Return whether a worker may have taken the job just now, without having marked it as active yet.
 
         On Redis, a job is in the list that SAQ sweeps before it is marked as active. The sweep must not take it
-        unavailable_errors.
+        away.
         """
         age = now() - self.first_seen.setdefault(job.key, now())
         if age > 1000 * job.heartbeat:
@@ -178,6 +140,7 @@ class ResilientQueue(AnyQueue):
             await asyncio.sleep(real_seconds(_PAUSE))
 
     async def connect_once(self) -> None:
+        """Connect. Raises `QueueUnavailable` if that fails or takes longer than 10 real seconds."""
         await self.attempt(self._connect, was_used=False)
 
     async def _connect(self) -> None:
@@ -187,6 +150,10 @@ class ResilientQueue(AnyQueue):
             await self._set_clock()
 
     async def attempt(self, step: Callable[[], Awaitable[T]], *, was_used: bool = True) -> T:
+        """Run a step once, for at most 20 real seconds. Raises `QueueUnavailable` instead of the library's error.
+
+        `was_used`: whether the server was used before. Then it is certainly a server of the right kind.
+        """
         try:
             async with asyncio.timeout(
                 real_seconds(self.patience)
@@ -208,14 +175,35 @@ class ResilientQueue(AnyQueue):
                 async with asyncio.timeout(real_seconds(_CLOSE_WITHIN)):
                     await step()
 
+    async def abandon(self) -> None:
+        """Close the connections that a failed `connect` has opened. The queue cannot be used again."""
+        raise NotImplementedError
+
     async def check_connection(self) -> None:
         """Send one request to the server, on a connection without retries."""
         raise NotImplementedError
 
     def warn(self, error: Exception) -> None:
+        """Log that the server is unavailable, unless that was logged recently."""
         if not isinstance(error, QueueUnavailable):
             error = self._unavailable(error, was_used=True)
         self.warnings.log(f"{error}; waiting for it", about="the queue")
+
+    async def stored(self, job: Job) -> Job | None:
+        """Return the job as it is stored; None if the queue has lost it, even if another job has its key now."""
+        stored = await self.job(job.key)
+        return None if stored is None or stored.meta != job.meta else stored
+
+    def was_swept(self, job: Job) -> bool:
+        """Return whether a sweep took the job from its worker, and it is not queued again yet."""
+        return job.status is Status.ABORTED and job.error == self.swept_error_message
+
+    async def touch(self, job: Job) -> None:
+        """Store a heartbeat of the job's worker, unless the job was aborted or belongs to another worker.
+
+        SAQ's own `update` stores the whole job as this worker has it, and would overwrite the reason of an abort.
+        """
+        raise NotImplementedError
 
     async def _set_clock(self) -> None:
         self.clock.ahead = round(await self.server_now() * 1000) - now()
@@ -252,8 +240,8 @@ class ResilientQueue(AnyQueue):
     async def finish(self, job: Job, status: Status, **kwargs: object) -> None:
         """Store the result of a job, unless the job is lost or belongs to another worker.
 
-        A job that a sweep took from its worker is requeued instead, because the process that swept may have died.
-        Waits while the server is unavailable, because only this worker has the result.
+        Waits while the server is unavailable, because only this worker has the result. A job that a sweep took from
+        its worker is requeued instead, because the process that swept may have died. That does not wait: see `retry`.
         """
         if status is Status.ABORTED and kwargs.get("error") == self.swept_error_message and job.retryable:
             await self.retry(job, self.swept_error_message)
@@ -263,7 +251,8 @@ class ResilientQueue(AnyQueue):
             return
 
         async def finish() -> None:
-            if await self._is_ours(job):
+            stored = await self.stored(job)
+            if stored is not None and stored.worker_id == job.worker_id:
                 await super(ResilientQueue, self).finish(job, status, **kwargs)  # type: ignore[arg-type]  # passed on unchanged
 
         await self._repeated(finish)
@@ -309,10 +298,6 @@ class ResilientQueue(AnyQueue):
                 self.warn(error)
             await asyncio.sleep(real_seconds(_PAUSE))
 
-    async def _is_ours(self, job: Job) -> bool:
-        stored = await self.stored(job)
-        return stored is not None and stored.worker_id == job.worker_id
-
     def is_active_here(self, job: Job, stored: Job | None) -> bool:
         """Return whether the stored job is the same job, is active, and belongs to the same worker."""
         if stored is None or stored.meta != job.meta or stored.worker_id != job.worker_id:
@@ -320,7 +305,7 @@ class ResilientQueue(AnyQueue):
         return stored.status is Status.ACTIVE
 
     async def sweep(self, lock: int = 60, abort: float = _ABORT_WITHIN) -> list[str]:
-        """Take the jobs of dead workers unavailable_errors from them."""
+        """Take the jobs of dead workers from them."""
         lock, before = max(1, int(lock / real_seconds(1.0))), sweeping.set(True)
         try:
             await self._set_clock()

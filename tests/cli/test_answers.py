@@ -77,16 +77,14 @@ def test_the_settings_of_the_last_run_have_them() -> None:
 
 def test_workers_read_them_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "answers.toml").write_text(RULES)
-    monkeypatch.setenv("ASYNCMIG_QUEUE", "redis://localhost")
-    monkeypatch.setenv("ASYNCMIG_DATABASE", str(tmp_path / "fleet.db"))
     monkeypatch.setenv("ASYNCMIG_ANSWERS", str(tmp_path / "answers.toml"))
     monkeypatch.setenv("ASYNCMIG_CANCEL_BLOCKED_AFTER", "30m")
-    options = _environment.read_environment().options
+    options = _environment.migration_options()
     assert [rule.choose for rule in options.answers] == ["Day first"]
     assert options.cancel_blocked_after == 1800.0
     monkeypatch.setenv("ASYNCMIG_CANCEL_BLOCKED_AFTER", "soon")
     with pytest.raises(ValueError, match="ASYNCMIG_CANCEL_BLOCKED_AFTER='soon'"):
-        _environment.read_environment()
+        _environment.migration_options()
 
 
 @pytest.mark.parametrize("speed", [0.01, 1.0, 20.0, 60.0, 5000.0])

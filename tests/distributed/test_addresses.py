@@ -80,6 +80,7 @@ BAD_POSTGRES = [
     f"postgresql://user:{PW}@host:99999/db",
     f"postgresql://user:{PW}@host/db?nonsense=1",
     f"postgresql://user:{PW}@[::1/db",
+    f"postgresql://user:{PW}@host/db?sslmode=on",
     f"host=host password=a {PW}",
     f"host=host password='{PW}",
     f"host=host password=p nonsense={PW}",
@@ -136,6 +137,13 @@ async def test_what_cannot_be_an_address_is_refused_without_a_word_of_it(url: st
     with pytest.raises(InvalidInput, match="conninfo") as caught:
         PostgresJournal(url)
     check_quiet(caught.value)
+
+
+@pytest.mark.parametrize("conninfo", ["postgresql://host/db?sslmode={}", "host=host sslmode={}"])
+def test_an_unknown_sslmode_is_refused_before_the_server_is_asked(conninfo: str) -> None:
+    with pytest.raises(InvalidInput, match=r"conninfo=.* has an sslmode that is none of disable, "):
+        PostgresJournal(conninfo.format("on"))
+    assert PostgresJournal(conninfo.format("verify-full"))
 
 
 def test_a_redis_is_no_place_for_a_journal_and_a_postgresql_none_for_the_window() -> None:

@@ -34,7 +34,7 @@ from asyncmig import (
 )
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.distributed._open_queue import open_queue
-from asyncmig.distributed._resilient_queue import AnyQueue
+from asyncmig.distributed._resilient_queue import ResilientQueue
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 from asyncmig.errors import JournalUnavailable
 from asyncmig.jobs.runners import digest_of
@@ -363,7 +363,7 @@ def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> N
 
 
 @asynccontextmanager
-async def dead_worker(place: Place) -> AsyncIterator[tuple[AnyQueue, Job]]:
+async def dead_worker(place: Place) -> AsyncIterator[tuple[ResilientQueue, Job]]:
     """Take a job as a worker that dies then; yield its queue and the job."""
     dead = open_queue(place.url, place.name)
     await dead.connect()
