@@ -1,32 +1,41 @@
 """Reports failed attempts that will be repeated: selects those that become events, and adds the customer.
 
-Every retry loop reports its failures to a `Failures`. A task enters an `OwnerScope` to set its customer, and a
+Every retry loop reports its failures to a `Failures`. A task enters an `Owner` to set its customer, and a
 `StepScope` while it repeats a step. Retry loops inside the step report to the step's `Failures`, so that the attempts
 of the whole step are counted together.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from typing import final
 
 from asyncmig._core.retry import ReportThrottle
 from asyncmig.errors import ApiError, JournalError, NoAnswer
 from asyncmig.events import AttemptFailed, Events, Recovered
 
-__all__ = ["Failures", "Owner", "OwnerScope", "StepScope", "current_step", "owner"]
+__all__ = ["Failures", "Owner", "StepScope", "current_step", "owner"]
 
 
 @final
 @dataclass(slots=True)
 class Owner:
-    """The customer for whom a task sends requests."""
+    """The customer for whom the current task sends requests, inside a `with` block. Is entered once."""
 
     external_id: str
     keep: Callable[[AttemptFailed | Recovered], Awaitable[None]] | None = None
     """Writes reported events to the journal; None without a journal, and after the work for the customer has
     ended."""
+    _token: "Token[Owner | None] | None" = field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> None:
+        self._token = _owner.set(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert self._token is not None
+        _owner.reset(self._token)
+        self.keep = None  # a poll for the customer may still be in progress, and must not write
 
 
 _owner: ContextVar[Owner | None] = ContextVar("asyncmig owner", default=None)
@@ -39,25 +48,8 @@ def current_step() -> "Failures | None":
 
 
 def owner() -> Owner | None:
-    """Return the customer for whom the current task sends; None outside of an `OwnerScope`."""
+    """Return the customer for whom the current task sends; None outside of the block of an `Owner`."""
     return _owner.get()
-
-
-@final
-class OwnerScope:
-    """Sets the customer for whom the current task sends, inside the `with` block."""
-
-    __slots__ = ("_customer", "_token")
-
-    def __init__(self, customer: Owner) -> None:
-        self._customer = customer
-
-    def __enter__(self) -> None:
-        self._token = _owner.set(self._customer)
-
-    def __exit__(self, *exc_info: object) -> None:
-        _owner.reset(self._token)
-        self._customer.keep = None  # a poll for the customer may still be in progress, and must not write
 
 
 @final

@@ -109,7 +109,6 @@ class Poller:
             made = Watch(
                 run,
                 polls,
-                now=polls.now(),
                 started=started,
                 group=self._classes.setdefault((lifecycle, group), (lifecycle, group)),
                 read=read,

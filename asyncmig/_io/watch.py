@@ -91,7 +91,6 @@ class Watch(Generic[T]):
         run: Hashable,
         polls: "PollGroup",
         *,
-        now: float,
         started: float,
         group: Hashable,
         read: Callable[[Slot], Awaitable[Reading[T]]],
@@ -105,7 +104,7 @@ class Watch(Generic[T]):
         self.lifecycle: Lifecycle = lifecycle
         self.second: SecondChannel[T] | None = second
         self.entry: PolledRun[Watch[object]] = PolledRun(
-            self._plain(), now, lifecycle=lifecycle, started=started, group=group
+            self._plain(), polls.now(), lifecycle=lifecycle, started=started, group=group
         )
         """The run's entry in the poll schedule."""
         self.latest: Reading[T] | None = None

@@ -20,7 +20,7 @@ from rich.text import Text
 from asyncmig import generations
 from asyncmig._core.limits import BY_KEY, Limits, Rate
 from asyncmig._io.event_loop import run_all
-from asyncmig._io.failures import Owner, OwnerScope
+from asyncmig._io.failures import Owner
 from asyncmig._io.send_log import SendLog
 from asyncmig.cli.connection import ConnectionSettings, open_session, timeouts_at
 from asyncmig.cli.inputs import check_words
@@ -424,7 +424,7 @@ def _print_failure(data: Console, as_json: bool, event: Event) -> None:
 
 
 async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:
-    with OwnerScope(Owner(record.external_id)):
+    with Owner(record.external_id):
         generation = generations.find(record.api)
         async for update in generation.updates(context_of(session), record):
             if as_json:

@@ -12,7 +12,7 @@ import msgspec
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import Owner, OwnerScope
+from asyncmig._io.failures import Owner
 from asyncmig.customers.catalog import checked_id
 from asyncmig.customers.decisions import Approve, Decision, Reject
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked, Pending, Policy, Reviewed, Unknown
@@ -94,7 +94,7 @@ async def _claimed(
 ) -> AsyncGenerator[RecordKeeper[R]]:
     """Claim a customer, and yield the keeper of its record once the journal has all responses."""
     async with await journal.claim(external_id) as claim:
-        with OwnerScope(Owner(external_id)):
+        with Owner(external_id):
             keeper = RecordKeeper(context, claim, kind)
             await keeper.catch_up()
             yield keeper

@@ -11,7 +11,6 @@ import msgspec
 
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import OwnerScope
 from asyncmig.customers.files import NOT_IMPORTED_AGAIN, FileInput, FilesChanged
 from asyncmig.customers.options import MigrationCall
 from asyncmig.customers.outcome import Failed, Outcome, Pending, PendingReason, Unknown
@@ -63,7 +62,7 @@ class Workflow(ABC, Generic[R]):
         keeper = self._keeper
         try:
             await keeper.catch_up()
-            with OwnerScope(keeper.owner()):
+            with keeper.owner():
                 return await self._take_steps()
         except JournalError as error:
             if not (keeper.unwritten and keeper.must_end):

@@ -7,7 +7,7 @@ request is sent.
 """
 
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import Owner, OwnerScope
+from asyncmig._io.failures import Owner
 from asyncmig.companies.catalog import Companies
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.companies.wire import ImportState
@@ -42,7 +42,7 @@ async def look(context: SessionContext, record: Record) -> NeedsAttention | None
 
     Raises as reading a run does, and `NoAnswer` after a minute without an answer.
     """
-    with OwnerScope(Owner(record.external_id)):
+    with Owner(record.external_id):
         run = _run(context, record)
         await _read(run)
     return run.needs_attention

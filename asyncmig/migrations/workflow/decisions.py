@@ -7,7 +7,7 @@ slot and for one of a few starts in an hour, and a person should not.
 """
 
 from asyncmig._io.context import SessionContext
-from asyncmig._io.failures import Owner, OwnerScope
+from asyncmig._io.failures import Owner
 from asyncmig.customers.decisions import (
     Answer,
     Approve,
@@ -88,7 +88,7 @@ async def look(context: SessionContext, record: Record) -> NeedsAttention | None
 
     Raises as reading a run does, and `NoAnswer` after two minutes without an answer.
     """
-    with OwnerScope(Owner(record.external_id)):
+    with Owner(record.external_id):
         return await _attention(context, record, open_run(context, record))
 
 
