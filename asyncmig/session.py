@@ -1,10 +1,9 @@
 """The session: connections, rate limits and polls of one API key on one event loop."""
 
-import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -41,7 +40,7 @@ from asyncmig.distributed.budget_store import SharedBudgets, SharedWindow
 from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.distributed.shared_set import SharedBudgetSet
 from asyncmig.errors import AsyncmigError, InvalidInput, SessionClosed
-from asyncmig.events import Events, RunStalled
+from asyncmig.events import Events
 from asyncmig.migrations import routes as migration_routes
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.transfers.uploads import UploadLimits
@@ -132,9 +131,7 @@ class Session(AsyncOnly):
         self._recent = Path(recent) if recent is not None else None
         self._guard = LoopGuard("Session")
         self.events: Events = Events()
-        self._poller = Poller(
-            second_channel=second_channel, on_stalled=self._stalled, events=self.events, loop=self._guard.loop
-        )
+        self._poller = Poller(second_channel=second_channel, events=self.events, loop=self._guard.loop)
         rng = rng or Random()
         self._runs = RunSlots(self._limits.runs, events=self.events)
         self._budgets = self._make_budgets(rng, longest)
@@ -326,19 +323,6 @@ class Session(AsyncOnly):
     def requests(self) -> Mapping[tuple[str, str], int]:
         """The number of requests sent so far, by endpoint and lane."""
         return dict(self._caller.reports.requests)
-
-    def _stalled(self, run: Hashable, seconds: float) -> None:
-        route, owner_id, run_id, *_ = cast("tuple[str, str, str]", run)
-        owner = "migration" if "/migrations/" in route else "company"
-        now = asyncio.get_running_loop().time()
-        self.events.emit(
-            RunStalled(
-                at=now,
-                external_id=self._poller.customer(run),
-                ids={owner: owner_id, "run": run_id},
-                seconds=seconds,
-            )
-        )
 
 
 def context_of(session: Session) -> SessionContext:

@@ -10,7 +10,7 @@ run is still active. A run that this endpoint no longer lists is read next.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import final
 
@@ -30,7 +30,7 @@ from asyncmig.errors import (
     SessionClosed,
     UnexpectedReply,
 )
-from asyncmig.events import Events
+from asyncmig.events import Events, RunChanged, RunEnded, RunStalled
 
 __all__ = ["PollGroup", "RunWarnings"]
 
@@ -46,10 +46,10 @@ _TEMPORARY = (ServerError, NoAnswer, UnexpectedReply)
 class RunWarnings:
     """Reports unknown statuses, stalled runs, and runs that cannot be read, each once."""
 
-    __slots__ = ("_events", "_on_stalled", "_unknown")
+    __slots__ = ("_unknown", "events")
 
-    def __init__(self, on_stalled: Callable[[Hashable, float], None] | None, events: Events) -> None:
-        self._on_stalled, self._events = on_stalled, events
+    def __init__(self, events: Events) -> None:
+        self.events: Events = events
         self._unknown: set[str] = set()
 
     def status(self, watch: Watch[object], status: str) -> None:
@@ -63,7 +63,7 @@ class RunWarnings:
         if watch.entry.failures == _UNREADABLE:
             _log.warning("run %s cannot be read; polling continues: %s", watch.name, error)
         if watch.failures is None:
-            watch.failures = Failures(self._events, owner=watch.owner)
+            watch.failures = Failures(self.events, owner=watch.owner)
         await watch.failures.failed(error, endpoint=watch.name, ids=watch.ids)
 
     async def succeeded(self, watch: Watch[object]) -> None:
@@ -78,13 +78,8 @@ class RunWarnings:
         if watch.stalled or watch.ended or watch.entry.parked or age < watch.lifecycle.stall_alarm:
             return
         watch.stalled = True
-        if self._on_stalled is None:
-            _log.warning("run %s has not ended after %.0f s; polling continues", watch.name, age)
-            return
-        try:
-            self._on_stalled(watch.run, age)
-        except Exception:
-            _log.exception("the callback for stalled runs failed")
+        external_id = watch.owner.external_id if watch.owner else None
+        self.events.emit(RunStalled(at=now, external_id=external_id, ids=watch.event_ids, seconds=age))
 
 
 @final
@@ -217,6 +212,10 @@ class PollGroup:
         """Read a run no more often than every `seconds`."""
         self._schedule.relax(watch.entry, seconds, self.now())
         self.turn()
+
+    def emit(self, event: RunChanged | RunEnded) -> None:
+        """Emit an event about a run."""
+        self._warnings.events.emit(event)
 
     def observed(self, watch: Watch[object], reading: Reading[object]) -> None:
         """Report that other code has read a run now."""

@@ -25,8 +25,8 @@ class Poller:
     """Polls runs, with a schedule for each gate. `aclose` must end it.
 
     `second_channel`: whether to look runs up through their second channel while the budget of their reads is short.
-    `on_stalled`: called once for each run that is older than its `Lifecycle.stall_alarm`, with its age in seconds.
-    `events`: receives failed reads. `loop`: returns the event loop; raises `UsageError` on another one.
+    `events`: receives failed reads, and changed, ended and stalled runs. `loop`: returns the event loop; raises
+    `UsageError` on another one.
     """
 
     __slots__ = (
@@ -44,7 +44,6 @@ class Poller:
         self,
         *,
         second_channel: bool = False,
-        on_stalled: Callable[[Hashable, float], None] | None = None,
         events: Events | None = None,
         loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_running_loop,
     ) -> None:
@@ -54,7 +53,7 @@ class Poller:
         self.shortest_floor: float | None = None
         """Replaces the floor of young runs, in seconds, for a simulated server in this process. For older runs, the
         floor is then a tenth of their age."""
-        self._second_channel, self._warnings = second_channel, RunWarnings(on_stalled, events or Events())
+        self._second_channel, self._warnings = second_channel, RunWarnings(events or Events())
         self._groups: dict[Gate, PollGroup] = {}
         self._watches: WeakValueDictionary[Hashable, Watch[object]] = WeakValueDictionary()
         self._closed: AsyncmigError | None = None
@@ -86,6 +85,7 @@ class Poller:
         group: Hashable = None,
         second: SecondChannel[T] | None = None,
         ids: Mapping[str, str] = _NO_IDS,
+        event_ids: Mapping[str, str] = _NO_IDS,
     ) -> Watch[T]:
         """Return the watch of `run`. All callers get the same watch, as long as any of them has a reference to it.
 
@@ -95,7 +95,7 @@ class Poller:
 
         `started`: a time on the loop's clock. `group`: the durations of all runs of a group have the same estimate;
         use few groups. `second`: the second channel of the run. `ids`: the values of the placeholders in the route of
-        the reads, for events.
+        the reads, for events about reads. `event_ids`: the server's ids by kind, for the event of a stalled run.
         """
         found = self._watches.get(run)
         if found is None or found.closed:
@@ -115,14 +115,10 @@ class Poller:
                 lifecycle=lifecycle,
                 second=second,
                 ids=ids,
+                event_ids=event_ids,
             )
             found = self._watches[run] = cast("Watch[object]", made)
         return cast("Watch[T]", found)  # all reads of a run return the same type
-
-    def customer(self, run: Hashable) -> str | None:
-        """Return the external id of the customer whose task waits for a run; None if it is unknown."""
-        watch = self._watches.get(run)
-        return watch.owner.external_id if watch is not None and watch.owner is not None else None
 
     def _group_of(self, gate: Gate) -> PollGroup:
         group = self._groups.get(gate)

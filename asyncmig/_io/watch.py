@@ -12,6 +12,7 @@ from asyncmig._core.lifecycle import Lifecycle, Phase
 from asyncmig._io.failures import Failures, Owner, owner
 from asyncmig._io.gate import Gate, Slot
 from asyncmig.errors import AsyncmigError, SessionClosed
+from asyncmig.events import RunChanged, RunEnded
 
 if TYPE_CHECKING:
     from asyncmig._io.poll_group import PollGroup
@@ -74,6 +75,7 @@ class Watch(Generic[T]):
         "begun",
         "closed",
         "entry",
+        "event_ids",
         "failures",
         "ids",
         "latest",
@@ -97,6 +99,7 @@ class Watch(Generic[T]):
         lifecycle: Lifecycle,
         second: SecondChannel[T] | None,
         ids: Mapping[str, str],
+        event_ids: Mapping[str, str],
     ) -> None:
         self._polls = polls
         self.run: Hashable = run
@@ -111,6 +114,8 @@ class Watch(Generic[T]):
         """The last reading; None before the first."""
         self.ids: Mapping[str, str] = ids
         """The values of the placeholders in the route of its reads."""
+        self.event_ids: Mapping[str, str] = event_ids
+        """The server's ids by kind, for the event of a stalled run."""
         self.owner: Owner | None = owner()
         """The customer of the task that began to wait last."""
         self.failures: Failures | None = None
@@ -183,6 +188,22 @@ class Watch(Generic[T]):
         obsolete."""
         self._stale = self.begun
         self._polls.observed(self._plain(), cast("Reading[object]", reading))
+
+    def report(self, reading: Reading[T], ids: Mapping[str, str], *, began: bool) -> None:
+        """Emit an event if the status or the progress text is new, and another one for the end.
+
+        The function that reads the run calls this before it returns the reading. `ids`: the server's ids by kind.
+        `began`: whether the start of the run is known.
+        """
+        latest, now, emit = self.latest, self._polls.now(), self._polls.emit
+        if latest is not None and (latest.status, latest.progress) == (reading.status, reading.progress):
+            return
+        emit(RunChanged(at=now, ids=ids, status=reading.status, progress=reading.progress))
+        if self.ended or self.lifecycle.phase(reading.status) is not Phase.TERMINAL:
+            return
+        seconds = self.entry.age(now) if began else None
+        noticed_within = now - self.entry.last_seen if began or latest else None
+        emit(RunEnded(at=now, ids=ids, status=reading.status, seconds=seconds, noticed_within=noticed_within))
 
     def announced(self, status: str) -> None:
         """Report a status in a reply to another request. If the run has ended or is parked, it is read next."""

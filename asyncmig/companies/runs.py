@@ -1,6 +1,5 @@
 """The base of imports and destination exports: a run that is polled until it ends."""
 
-import asyncio
 from collections.abc import AsyncIterator, Hashable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -11,7 +10,6 @@ from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Watch
 from asyncmig.errors import InvalidInput, RunCanceled, RunFailed
-from asyncmig.events import RunChanged, RunEnded
 
 __all__ = ["Run"]
 
@@ -71,6 +69,7 @@ class Run(Generic[StateT]):
             group=group if self._began else _OF_UNKNOWN_AGE,
             second=second,
             ids=self._ids(),
+            event_ids=self._event_ids(),
         )
         self._watch.announced(status)
 
@@ -141,25 +140,15 @@ class Run(Generic[StateT]):
         call = Call(endpoint=self.ENDPOINT, ids=self._ids())
         state = await self._context.caller.send_once(call, self._kind, slot)
         reading = Reading(status=state.status, progress=state.progress_message, value=state)
-        latest = self._watch.latest
-        if latest is None or (latest.status, latest.progress) != (reading.status, reading.progress):
-            self._tell(reading)
+        self._watch.report(reading, self._event_ids(), began=self._began)
         return reading
-
-    def _tell(self, reading: Reading[StateT]) -> None:
-        """Emit an event for a new status or progress text, and once for the end."""
-        watch, emit, now = self._watch, self._context.events.emit, asyncio.get_running_loop().time()
-        ids, status = {"company": self.company_id, "run": self.id}, reading.status
-        emit(RunChanged(ids=ids, at=now, status=status, progress=reading.progress))
-        if watch.ended or self.LIFECYCLE.phase(status) is not Phase.TERMINAL:
-            return
-        seconds = watch.entry.age(now) if self._began else None
-        noticed_within = now - watch.entry.last_seen if self._began or watch.latest else None
-        emit(RunEnded(ids=ids, at=now, status=status, seconds=seconds, noticed_within=noticed_within))
 
     def _check_id(self) -> None:
         if not self.id:
             raise InvalidInput("run_id", "", "is unknown: the server did not say which run it is")
+
+    def _event_ids(self) -> dict[str, str]:
+        return {"company": self.company_id, "run": self.id}
 
     def _ids(self) -> dict[str, str]:
         return {"id": self.company_id, "run_id": self.id}

@@ -30,7 +30,6 @@ from asyncmig.errors import (
     RunFailed,
     SessionClosed,
 )
-from asyncmig.events import RunChanged, RunEnded
 from asyncmig.migrations import routes
 from asyncmig.migrations.answers import (
     AnswerNoted,
@@ -125,11 +124,16 @@ class Run:
             started=context.poller.now() - age,
             group=operation.kind or "of unknown age",
             ids=self._ids,
+            event_ids=self._event_ids,
         )
 
     def __repr__(self) -> str:
         kind, state = self.kind or "run", self.state
         return f"<Run {self.id}: {kind}, {state.status if state else 'not read yet'}>"
+
+    @property
+    def _event_ids(self) -> dict[str, str]:
+        return {"migration": self._migration_id, "run": self.id}
 
     @property
     def _ids(self) -> dict[str, str]:
@@ -258,9 +262,7 @@ class Run:
         else:
             self._context.runs.seen(self._migration_id, is_blocked=phase is Phase.PARKED)
         reading = Reading(status=status, progress=state.message, value=state)
-        latest = self._watch.latest
-        if latest is None or (latest.status, latest.progress) != (reading.status, reading.progress):
-            self._tell(reading)
+        self._watch.report(reading, self._event_ids, began=self._operation.kind is not None)
         return reading
 
     async def _look_for_news(self) -> None:
@@ -288,24 +290,6 @@ class Run:
         ):
             if count >= _LOOKS_AT_LOG:
                 raise unknown_start(operation.kind, f"its response was lost, and {reason}")
-
-    def _tell(self, reading: Reading[RunState]) -> None:
-        """Emit an event for a new status or progress text, and once for the end."""
-        watch, now = self._watch, _now()
-        emit, ids = self._context.events.emit, {"migration": self._migration_id, "run": self.id}
-        emit(RunChanged(at=now, ids=ids, status=reading.status, progress=reading.progress))
-        if watch.ended or routes.RUN.phase(reading.status) is not Phase.TERMINAL:
-            return
-        began = self._operation.kind is not None
-        emit(
-            RunEnded(
-                at=now,
-                ids=ids,
-                status=reading.status,
-                seconds=watch.entry.age(now) if began else None,
-                noticed_within=now - watch.entry.last_seen if began or watch.latest else None,
-            )
-        )
 
     async def _own_preview(self) -> Preview:
         """Return the preview in which the operation ended. All waiting tasks share one request."""

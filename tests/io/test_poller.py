@@ -22,6 +22,7 @@ from asyncmig.errors import (
     SessionClosed,
     UnexpectedReply,
 )
+from asyncmig.events import Event, Events, RunStalled
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 
@@ -564,39 +565,28 @@ async def test_an_unknown_status_is_polled_on_and_warned_of_once(
     ]
 
 
-async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(
-    gate: Gate, caplog: pytest.LogCaptureFixture
-) -> None:
-    told: list[tuple[object, float]] = []
-
-    def tell(run: object, age: float) -> None:
-        told.append((run, age))
-        raise ValueError("a listener that fails")
-
-    async with aclosing(Poller(on_stalled=tell)) as poller:
-        server = Server((0, "running"), (9000, "completed"))
-        one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
-        assert (await one.wait()).status == "completed"
-    assert [run for run, _ in told] == ["run"]
-    assert 4500 <= told[0][1] < 4540
-    assert "the callback for stalled runs failed" in caplog.text
-
-
-async def test_a_run_that_does_not_end_is_logged_if_nobody_is_told(
-    gate: Gate, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with aclosing(Poller()) as poller:
-        server = Server((0, "running"), (9000, "completed"))
-        await poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now()).wait()
-    assert caplog.text.count("has not ended after") == 1
+async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(gate: Gate) -> None:
+    told, events = list[Event](), Events()
+    with events.subscribe(told.append, RunStalled):
+        async with aclosing(Poller(events=events)) as poller:
+            server = Server((0, "running"), (9000, "completed"))
+            one = poller.watch(
+                "run", gate=gate, read=server, lifecycle=LIFE, started=now(), event_ids={"run": "r"}
+            )
+            assert (await one.wait()).status == "completed"
+    (stalled,) = told
+    assert isinstance(stalled, RunStalled)
+    assert stalled.ids == {"run": "r"}
+    assert 4500 <= stalled.seconds < 4540
 
 
 async def test_a_park_is_no_stall(gate: Gate) -> None:
-    told: list[object] = []
-    async with aclosing(Poller(on_stalled=lambda run, age: told.append(run))) as poller:
-        server = Server((0, "running"), (100, "needs_attention"), (9000, "running"), (9100, "completed"))
-        one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
-        await one.wait(through_parks=True)
+    told, events = list[Event](), Events()
+    with events.subscribe(told.append, RunStalled):
+        async with aclosing(Poller(events=events)) as poller:
+            server = Server((0, "running"), (100, "needs_attention"), (9000, "running"), (9100, "completed"))
+            one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
+            await one.wait(through_parks=True)
     assert told == []
 
 
