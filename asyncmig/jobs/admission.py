@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from itertools import chain
-from typing import TypeVar, final
+from typing import final
 
 from asyncmig._io.event_loop import gradually, start_task
 from asyncmig.customers.outcome import Outcome
@@ -30,9 +30,6 @@ _MOST_RECORDING = 100
 """The number of customers that are written to the journal at the same time, before they wait for a place."""
 
 
-T = TypeVar("T")
-
-
 @final
 class Admission:
     """Starts the customers of a fleet in the order in which they come, at most `places` at a time."""
@@ -46,7 +43,7 @@ class Admission:
         "_is_closed",
         "_is_draining",
         "_is_scheduled",
-        "_on_ran",
+        "_on_done",
         "_recording",
         "_running",
         "_unrecorded",
@@ -59,14 +56,14 @@ class Admission:
         self._waiting: deque[CustomerTask] = deque()
         self._unrecorded: deque[CustomerTask] = deque()
         self._running: dict[asyncio.Task[Outcome | None], CustomerTask] = {}
-        self._recording: dict[asyncio.Task[None], CustomerTask] = {}
+        self._recording: dict[asyncio.Task[Outcome | None], CustomerTask] = {}
         self._held: dict[CustomerTask, asyncio.TimerHandle] = {}
         """The customers that other processes hold, with the timer of the next attempt."""
         self._count = 0
         """The customers that have not ended."""
         self._idle = asyncio.Event()
         self._is_closed = self._is_draining = self._is_scheduled = False
-        self._on_ran = self._ran  # one object for all tasks
+        self._on_done = self._done  # one object for all tasks
 
     def add(self, customer: CustomerTask) -> None:
         """Start a customer as soon as the journal has it and there is a place."""
@@ -92,49 +89,43 @@ class Admission:
         self._schedule()
 
     def _record(self, customer: CustomerTask) -> None:
-        if customer.is_canceled:
-            return
-        customer.task = task = _task_of(customer, customer.write())
-        self._recording[task] = customer
-        task.add_done_callback(self._recorded, context=customer.context)
-
-    def _recorded(self, task: "asyncio.Task[None]") -> None:
-        customer = self._recording.pop(task)
-        customer.task = None
-        if task.cancelled():
-            self._end(customer)
-        elif (error := task.exception()) is not None:
-            self._end(customer, error=error)
-        elif customer.is_canceled:
-            self._end(customer)
-        else:
-            self._waiting.append(customer)
-        self._schedule()
+        if not customer.is_canceled:
+            self._recording[self._begin(customer, customer.write())] = customer
 
     def _start(self, customer: CustomerTask) -> None:
         if customer.is_canceled:
             return
         if self._is_draining:
-            self._end(
-                customer,
-                customer.held or pending(customer.spec, "interrupted before it began", "interrupted"),
-            )
+            interrupted = pending(customer.spec, "interrupted before it began", "interrupted")
+            self._end(customer, customer.held or interrupted)
             return
         self._free -= 1
-        customer.task = task = _task_of(customer, customer.run())
-        self._running[task] = customer
-        task.add_done_callback(self._on_ran, context=customer.context)
+        self._running[self._begin(customer, customer.run())] = customer
 
-    def _ran(self, task: "asyncio.Task[Outcome | None]") -> None:
-        customer = self._running.pop(task)
+    def _begin(
+        self, customer: CustomerTask, work: Coroutine[object, object, Outcome | None]
+    ) -> "asyncio.Task[Outcome | None]":
+        """Return a task for a customer, in a copy of the context in which the customer was submitted."""
+        name = f"asyncmig {customer.spec.external_id}"
+        customer.task = task = start_task(work, name=name, context=customer.context.copy())
+        task.add_done_callback(self._on_done, context=customer.context)
+        return task
+
+    def _done(self, task: "asyncio.Task[Outcome | None]") -> None:
+        recorded = self._recording.pop(task, None)
+        customer = recorded or self._running.pop(task)
         customer.task = None
-        self._free += 1
+        if recorded is None:
+            self._free += 1
+        is_stopped = self._is_closed or customer.is_canceled
         if task.cancelled():
             self._end(customer)
         elif (error := task.exception()) is not None:
             self._end(customer, error=error)
-        elif (outcome := task.result()) is not None or self._is_closed or customer.is_canceled:
+        elif (outcome := task.result()) is not None or is_stopped:
             self._end(customer, outcome)
+        elif recorded is not None:
+            self._waiting.append(customer)
         elif self._is_draining:
             self._end(customer, customer.held)
         else:
@@ -196,11 +187,6 @@ class Admission:
         while self._count:
             self._idle.clear()
             await self._idle.wait()
-
-
-def _task_of(customer: CustomerTask, work: Coroutine[object, object, T]) -> "asyncio.Task[T]":
-    """Return a task for a customer, in a copy of the context in which the customer was submitted."""
-    return start_task(work, name=f"asyncmig {customer.spec.external_id}", context=customer.context.copy())
 
 
 @final

@@ -33,7 +33,6 @@ __all__ = [
     "SortBy",
     "cancel_when_free",
     "decide_when_free",
-    "open_questions",
     "parked_as_shown",
 ]
 
@@ -97,8 +96,17 @@ class CustomerMethods(ABC):
 
     @checked_call
     async def questions(self, external_id: str) -> Parked | None:
-        """Return the questions of a parked customer in the journal; None if it asks nothing. Sends no request."""
-        return await open_questions(self._opened_journal(), external_id)
+        """Return the questions of a parked customer in the journal; None if it asks nothing now. Sends no request.
+
+        A customer on which a process works asks nothing.
+        """
+        journal = self._opened_journal()
+        known = await read_known(journal, external_id)
+        outcome = None if known.record is None else known.record.outcome
+        if not isinstance(outcome, Parked) or known.wanted is not None:
+            return None
+        seen = (await journal.activity(external_id)).get(external_id)
+        return outcome if seen is None or seen.holder is None else None
 
     @checked_call
     async def customers(
@@ -148,19 +156,6 @@ class CustomerMethods(ABC):
     @abstractmethod
     async def _check_idle(self, external_id: str) -> None:
         """Raise `CustomerHeld` if work is planned here for a customer that no task holds yet."""
-
-
-async def open_questions(journal: JournalPort, external_id: str) -> Parked | None:
-    """Return the questions of a parked customer in the journal; None if it asks nothing, or a process works on it.
-
-    Raises `CustomerNotFound`, `JournalError`.
-    """
-    known = await read_known(journal, external_id)
-    outcome = None if known.record is None else known.record.outcome
-    if not isinstance(outcome, Parked) or known.wanted is not None:
-        return None
-    seen = (await journal.activity(external_id)).get(external_id)
-    return outcome if seen is None or seen.holder is None else None
 
 
 async def decide_when_free(

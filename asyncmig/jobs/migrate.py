@@ -298,7 +298,7 @@ class CustomerTask:
         """Whether the work was stopped; then the code that stopped it sets the result of `future`."""
         self.held: Pending | None = None
         """The outcome while another process holds the customer."""
-        self.task: asyncio.Task[Outcome | None] | asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Outcome | None] | None = None
 
     def is_other(self, spec: Spec) -> bool:
         """Return whether `spec` differs from the one under way, in the fields of that one that the journal has."""

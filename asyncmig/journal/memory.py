@@ -1,8 +1,9 @@
 """A journal in the memory of this process."""
 
 from bisect import bisect_right
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self, cast, final
+from typing import Self, final
 
 from asyncmig.errors import CustomerHeld
 from asyncmig.journal.lease import Moment
@@ -40,6 +41,16 @@ class MemoryClaim:
         await self.release()
 
 
+@dataclass(slots=True)
+class _Customer:
+    token: int = 0
+    is_held: bool = False
+    state: bytes | None = None
+    changed_at: str | None = None
+    """The time of the last event."""
+    instruction: Instruction | None = None
+
+
 @final
 class MemoryJournal(JournalPort):
     """A journal that is lost when this process ends, for migrations that a job runner restarts from the beginning.
@@ -47,30 +58,28 @@ class MemoryJournal(JournalPort):
     It needs no `async with`, and its calls never wait.
     """
 
-    __slots__ = ("_changed", "_events", "_held", "_instructions", "_seq", "_states", "_tokens")
+    __slots__ = ("_customers", "_events", "_seq")
 
     def __init__(self) -> None:
-        self._tokens: dict[str, int] = {}
-        self._held: dict[str, int] = {}
-        self._states: dict[str, bytes] = {}
-        self._changed: dict[str, str] = {}
-        """The time of the last event of each customer."""
+        self._customers: dict[str, _Customer] = {}
         self._events: list[JournalEvent] = []
         self._seq = 0
-        self._instructions: dict[str, Instruction] = {}
 
     async def claim(self, external_id: str) -> MemoryClaim:
         """Claim a customer. Raises `CustomerHeld` if another task holds it."""
-        if external_id in self._held:
+        customer = self._customers.setdefault(external_id, _Customer())
+        if customer.is_held:
             raise CustomerHeld(":memory:", external_id, "another task of this journal")
-        token = self._held[external_id] = self._tokens[external_id] = self._tokens.get(external_id, 0) + 1
-        return MemoryClaim(self, external_id, token, self._states.get(external_id))
+        customer.token += 1
+        customer.is_held = True
+        return MemoryClaim(self, external_id, customer.token, customer.state)
 
     async def state(self, external_id: str) -> bytes | None:
-        return self._states.get(external_id)
+        customer = self._customers.get(external_id)
+        return None if customer is None else customer.state
 
     async def states(self) -> dict[str, bytes]:
-        return dict(self._states)
+        return {name: each.state for name, each in self._customers.items() if each.state is not None}
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
@@ -80,51 +89,61 @@ class MemoryJournal(JournalPort):
         return found[:limit]
 
     async def instruct(self, external_id: str, instruction: Instruction) -> None:
-        self._tokens.setdefault(external_id, 0)
-        self._instructions[external_id] = instruction
+        self._customers.setdefault(external_id, _Customer()).instruction = instruction
 
     async def delete_instruction(self, external_id: str, instruction: Instruction) -> None:
-        if self._instructions.get(external_id) == instruction:
-            del self._instructions[external_id]
+        customer = self._customers.get(external_id)
+        if customer is not None and customer.instruction == instruction:
+            customer.instruction = None
 
     async def instruction(self, external_id: str) -> Instruction | None:
-        return self._instructions.get(external_id)
+        customer = self._customers.get(external_id)
+        return None if customer is None else customer.instruction
 
     async def instructions(self, wanted: Wanted | None = None) -> dict[str, Instruction]:
-        return {name: each for name, each in self._instructions.items() if wanted in {None, each.wanted}}
+        return {
+            name: found
+            for name, each in self._customers.items()
+            if (found := each.instruction) is not None and wanted in {None, found.wanted}
+        }
 
     async def forget(self, external_id: str) -> None:
         async with await self.claim(external_id):
-            for each in (self._states, self._changed, self._instructions, self._held, self._tokens):
-                cast("dict[str, object]", each).pop(external_id, None)
+            del self._customers[external_id]
             self._events = [event for event in self._events if event.external_id != external_id]
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
-        names = self._tokens if external_id is None else self._tokens.keys() & {external_id}
+        names = self._customers if external_id is None else self._customers.keys() & {external_id}
         return {
-            name: Activity(self._changed.get(name), "a task of this process" if name in self._held else None)
+            name: Activity(each.changed_at, "a task of this process" if each.is_held else None)
             for name in names
+            for each in [self._customers[name]]
         }
 
     def copy_without_claims(self) -> "MemoryJournal":
         """Return a copy without claims, as a new process would find the journal after this one died."""
         other = MemoryJournal()
-        other._tokens, other._states = dict(self._tokens), dict(self._states)
-        other._events, other._changed = list(self._events), dict(self._changed)
-        other._seq, other._instructions = self._seq, dict(self._instructions)
+        other._customers = {name: replace(each, is_held=False) for name, each in self._customers.items()}
+        other._events, other._seq = list(self._events), self._seq
         return other
 
     def record(self, claim: MemoryClaim, kind: str, detail: bytes, state: bytes) -> None:
         """Write for a claim; see `MemoryClaim.write`."""
-        if self._held.get(claim.external_id) != claim.token:
+        customer = self._held_by(claim)
+        if customer is None:
             raise CustomerHeld(":memory:", claim.external_id, "no task: this claim was released")
         self._seq += 1
         event = JournalEvent(self._seq, claim.external_id, Moment.now().iso(), kind, detail)
         self._events.append(event)
-        self._changed[claim.external_id] = event.at
-        self._states[claim.external_id] = state
+        customer.changed_at, customer.state = event.at, state
 
     def free(self, claim: MemoryClaim) -> None:
         """Release a claim; see `MemoryClaim.release`."""
-        if self._held.get(claim.external_id) == claim.token:
-            del self._held[claim.external_id]
+        if (customer := self._held_by(claim)) is not None:
+            customer.is_held = False
+
+    def _held_by(self, claim: MemoryClaim) -> _Customer | None:
+        customer = self._customers.get(claim.external_id)
+        return (
+            customer if customer is not None and customer.is_held and customer.token == claim.token else None
+        )

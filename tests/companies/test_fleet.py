@@ -342,3 +342,15 @@ async def test_a_customer_whose_file_cannot_be_read_delays_those_behind_it_for_a
     await come(5)
     assert dict(came) == {1: 60.0, 2: 1.0, 3: 60.0, 4: 60.0, 5: 60.0}
     turns.end(0)
+
+
+@pytest.mark.parametrize("turns", range(1, 12, 2))
+async def test_a_fleet_can_be_left_while_its_customers_are_being_recorded(
+    opens: Opens, customer: Customer, tmp_path: Path, turns: int
+) -> None:
+    async with opens() as session:
+        async with Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", concurrency=1) as fleet:
+            futures = [fleet.submit(customer(f"c{number}")) for number in range(60)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert all(future.cancelled() for future in futures)
