@@ -79,8 +79,7 @@ async def _raises(error: Exception) -> object:
 
 
 def check_fields(instance: object) -> None:
-    """Raise `InvalidInput` for a field whose value does not have the declared type. Checks types as `checked_call`
-    does."""
+    """Raise `InvalidInput` for a field whose value does not have its type. Checks types as `checked_call` does."""
     kind: type = type(instance)
     for name, (test, words) in _tests_of(kind).items():
         if not test(value := getattr(instance, name)):

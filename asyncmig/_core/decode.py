@@ -143,8 +143,7 @@ def decode(body: bytes, kind: type[T], whole: Collection[str] = ()) -> T:
 
 
 def decode_documented(body: bytes, kind: type[T]) -> T | None:
-    """Return `body` as `kind` if it has the documented form; otherwise None: `decode` may still be able to decode
-    it."""
+    """Return `body` as `kind` if it has the documented form; otherwise None. Then `decode` may still succeed."""
     try:
         return cast("T", _decoder(kind).decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -224,8 +224,7 @@ class Limiter:
     # The results of requests
 
     def unsent(self, now: float, *, sent_at: float) -> None:
-        """Report that the request was not sent. Its slot is free at once. If it was the probe, the next request is
-        one."""
+        """Report that the request was not sent. Its slot is free at once. Another probe follows an unsent one."""
         self._open -= 1
         if sent_at == self._probe:
             self._hold(now)
@@ -332,15 +331,13 @@ class Limiter:
             self._review(now)
 
     def _note_full(self) -> None:
-        """Record that all slots are taken. The first time, a large burst must be accepted once more, at half the
-        speed."""
+        """Record that all slots are taken. At first, a large burst must then be accepted at half speed."""
         self._busy = True
         if not self._was_full:
             self._was_full, self._proven = True, 0
 
     def _awaits_proof(self) -> bool:
-        """Return whether no further request may be sent before one is answered: no large burst was accepted so
-        far."""
+        """Return whether an answer must arrive first, because no large burst was accepted so far."""
         return self._proven < self.slots and self._open >= max(FEWEST_UNPROVEN, self._proven // 2)
 
     def _free_later(self, now: float) -> None:

@@ -134,8 +134,7 @@ class Limits:
         ), ()
 
     def changed(self, *, runs: int | None = None, **budgets: Rate) -> Self:
-        """Return a copy with other rates for some named budgets, and with another number of runs if `runs` is
-        given."""
+        """Return a copy with other rates of some named budgets, and another number of runs if `runs` is given."""
         return replace(self, budgets={**self.budgets, **budgets}, runs=self.runs if runs is None else runs)
 
     @classmethod

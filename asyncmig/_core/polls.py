@@ -165,8 +165,7 @@ class PollSchedule(Generic[RunT]):
     def observed(
         self, run: PolledRun[RunT], now: float, phase: Phase, *, sent: float, lookup: bool = False
     ) -> None:
-        """Report the result of a read of `run`. Any process may have made it; it was sent at `sent` and answered
-        `now`."""
+        """Report a read of `run` by any process. It was sent at `sent` and answered `now`."""
         self._learn(run, now, phase, sent)
         run.failures, run.prioritised, run.presumed_ended_at = 0, now < run.awaited_until, None
         if not lookup:
@@ -200,8 +199,7 @@ class PollSchedule(Generic[RunT]):
         self._enqueue(run, now)
 
     def resumed(self, run: PolledRun[RunT], now: float) -> None:
-        """Report that a decision was sent for a parked run: it is active again, and has the floor of an active
-        run."""
+        """Report that a decision was sent for a parked run: it is active, with the floor of an active run."""
         if run.parked:
             run.started += now - run.last_seen
             run.parked, run.last_seen = False, now

@@ -112,8 +112,7 @@ class RunTable(Struct):
     # Results of starts and reads
 
     def seen(self, run: str, now: float, *, is_blocked: bool = False, waits: bool = False) -> None:
-        """Record that a run is in progress. A blocked run for which a person was awaited still waits for that
-        person."""
+        """Record that a run is in progress. A blocked run that waited for a person still waits for that person."""
         slot = self.runs.get(run)
         self.runs[run] = HeldSlot(now, waits=waits or (is_blocked and slot is not None and slot.waits))
         self._end_probe(run)
@@ -149,8 +148,7 @@ class RunTable(Struct):
         return True
 
     def rejected(self, run: str, now: float, *, retry_after: float | None, listed: int | None) -> None:
-        """Record a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
-        list."""
+        """Record a 429 because of the runs in progress. `listed`: how many runs it lists; None without a list."""
         self.refused += 1
         slot = self.runs.get(run)
         if slot is not None and not slot.is_known:

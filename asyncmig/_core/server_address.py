@@ -7,6 +7,7 @@ libraries parse it, and errors show no part of it.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar, final
 from urllib.parse import unquote, unquote_plus
@@ -99,15 +100,10 @@ class Server:
 
         Raises `InvalidInput` if the parser raises any error.
         """
-        parsed: list[T] = []
-        refused = False
-        try:
-            parsed.append(parse(self.text))
-        except Exception:  # a library may raise any error, and its text may contain the address
-            refused = True
-        if refused:  # not inside `except`, where the library's error would become the context of this one
-            raise InvalidInput(field, "***", _HINT)
-        return parsed[0]
+        with suppress(Exception):  # a library may raise any error
+            return parse(self.text)
+        # Not inside `except`, where the library's error, which may contain the address, would be its context.
+        raise InvalidInput(field, "***", _HINT)
 
 
 def is_postgres(text: str) -> bool:

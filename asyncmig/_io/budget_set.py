@@ -221,8 +221,7 @@ class BudgetSet:
             self._runs.refused(run)
 
     def too_many_runs(self, sent_at: float, run: str, retry_after: float | None, listed: int | None) -> None:
-        """Report a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
-        list."""
+        """Report a 429 because of the runs in progress. `listed`: how many runs it lists; None without a list."""
         if self._runs is not None:
             self._runs.rejected(run, retry_after, listed)
         self.lost(sent_at)  # the server may have counted the request
@@ -231,8 +230,7 @@ class BudgetSet:
         return list(zip(self._dispatchers, self._sent.pop(sent_at), strict=True))
 
     def _charged(self, headers: RateHeaders | None) -> Dispatcher | None:
-        """Return the dispatcher of the budget that headers concern: the only one with their limit; None if
-        unclear."""
+        """Return the dispatcher of the only budget with the limit in the headers; None if that is unclear."""
         if len(self._dispatchers) == 1:
             return self._dispatchers[0]
         if headers is None:

@@ -48,8 +48,7 @@ class ContentDecoder:
         self._zlib = zlib.decompressobj(self._wbits)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the decompressed bytes, at most 256 KiB at a time, so that a decompression bomb does not fill the
-        memory."""
+        """Yield the decompressed bytes, at most 256 KiB at a time, so that a bomb does not fill the memory."""
         if not self._begun and data:
             self._begun = True
             if self._wbits == zlib.MAX_WBITS and data[0] & 0x0F != 8:

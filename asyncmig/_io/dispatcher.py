@@ -343,8 +343,7 @@ class Dispatcher:
         self._timer = self._loop.call_at(at, self.turn)
 
     def slot_taken(self) -> None:
-        """Set the timer for the next slot, because another budget has granted a slot of this one to a waiter of a
-        set."""
+        """Set the timer for the next slot: another budget has granted a slot of this one to a waiter of a set."""
         if self._timer is None and not self._tokens.is_fetching and self.is_wanted():
             at = self.next_at(now := self.now())
             if at is not None:

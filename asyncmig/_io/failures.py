@@ -82,8 +82,7 @@ class Failures:
         until: float | None = None,
         owner: Owner | None = None,
     ) -> None:
-        """`most`: the maximum number of attempts. `until`: the time from which the step is not repeated. None: no
-        limit."""
+        """`most`: the maximum number of attempts. `until`: when the repeats end. None: no limit."""
         self._events, self._most, self._until = events, most, until
         self.owner: Owner | None = owner or _owner.get()
         self._throttle = ReportThrottle()

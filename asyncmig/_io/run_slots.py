@@ -204,8 +204,7 @@ class RunSlots:
         return at
 
     def wait_estimate(self, now: float) -> float:
-        """Return the seconds until the end of a hold. The durations of runs are not known, so they are not
-        included."""
+        """Return the seconds until the end of a hold, without the durations of runs, which are not known."""
         return max(0.0, self._on_loop(self._table.retry_at) - now)
 
     def take(self, run: str) -> None:
@@ -227,8 +226,7 @@ class RunSlots:
             self._wake()
 
     def rejected(self, run: str, retry_after: float | None, listed: int | None) -> None:
-        """Report a 429 because of the runs in progress. `listed`: the number of runs in its list; None without a
-        list."""
+        """Report a 429 because of the runs in progress. `listed`: how many runs it lists; None without a list."""
         self._change(run, lambda table, at: table.rejected(run, at, retry_after=retry_after, listed=listed))
         self._wake()
 
@@ -285,8 +283,7 @@ class RunSlots:
             self._shared = SharedRuns(store, self._table, on_update=self._on_update, events=self._events)
 
     async def reserve(self, run: str, order: int) -> bool:
-        """Take a shared slot before the budgets are charged; return whether one was free. `take` or `release` must
-        follow."""
+        """Take a shared slot before the budgets are charged; return whether one was free. `release` undoes it."""
         if self._shared is None or self._table.limit is None or self.holds(run):
             return True
         is_taken = await self._shared.reserve(run, order)

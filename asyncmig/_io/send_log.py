@@ -72,8 +72,7 @@ class EarlierSlot(NamedTuple):
     is_answered: bool
 
     def answered_for(self, timeout: float) -> float:
-        """Return the seconds since the answer, at least. An answer arrives at most `timeout` seconds after the
-        send."""
+        """Return the least seconds since the answer, which arrives at most `timeout` seconds after the send."""
         return self.age if self.is_answered else max(0.0, self.age - timeout)
 
 
@@ -205,8 +204,7 @@ class SendLog:
             self._warn(error)
 
     def ages(self) -> dict[str, list[float]]:
-        """Return for each budget the seconds of the loop's clock since the end of each request in the file, at
-        least."""
+        """Return for each budget the least seconds of the loop's clock since the end of each request in the file."""
         try:
             with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
                 now, entries = self._now(), self._read(file, _end_of_lines(file))
@@ -222,8 +220,7 @@ class SendLog:
         return dict(ages)
 
     def earlier(self, budget: str | None = None) -> list[EarlierSlot]:
-        """Return the requests that were in the file when it was opened and are still needed, of one budget or of
-        all."""
+        """Return the requests of one budget, or of all, that were in the file when it was opened and are needed."""
         now = self._now()
         self._earlier = {slot: entry for slot, entry in self._earlier.items() if now < entry.at + entry.keep}
         return [
@@ -277,8 +274,7 @@ class SendLog:
                 self._forget_file()
 
     def _compact(self) -> _Entries:
-        """Return the entries that are still needed. Remove the others from the file, unless another process does
-        so."""
+        """Return the entries that are still needed. Remove the others from the file, unless another process does."""
         entries: _Entries = {}
         try:
             with os.fdopen(open_own(self._path, _TO_APPEND), "rb") as old:

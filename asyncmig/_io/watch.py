@@ -184,8 +184,7 @@ class Watch(Generic[T]):
     # For code that gets news of the run from other requests
 
     def observe(self, reading: Reading[T]) -> None:
-        """Accept a reading that other code has made now. It counts as a poll, and makes reads in progress
-        obsolete."""
+        """Accept a reading that other code has made now, as a poll. It makes reads in progress obsolete."""
         self._stale = self.begun
         self._polls.observed(self._plain(), cast("Reading[object]", reading))
 
