@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar, final
 
 from saq.job import Job, Status
@@ -34,6 +35,8 @@ T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
 sweeping: ContextVar[bool] = ContextVar("sweeping", default=False)
 """Whether the current task runs a sweep."""
+_TIMES = ("queued", "started", "touched", "completed")
+"""The fields of a job that are times."""
 _PAUSE = 1.0
 """Real seconds between two attempts to use an unavailable server."""
 _CLOSE_WITHIN = 2.0
@@ -48,14 +51,12 @@ SAQ waits 5 s for each job, which would delay the recovery of many jobs after a 
 
 
 @final
+@dataclass(slots=True)
 class RareWarnings:
     """Logs warnings of a retry loop, each at most once in 30 real seconds."""
 
-    __slots__ = ("_quiet_until",)
-
-    def __init__(self) -> None:
-        self._quiet_until: dict[str, float] = {}
-        """The time until which each warning is suppressed, on the loop's clock."""
+    _quiet_until: dict[str, float] = field(default_factory=dict[str, float])
+    """The time until which each warning is suppressed, on the loop's clock."""
 
     def log(self, text: str, *, about: str | None = None) -> None:
         """Log `text`, unless a warning with the same `about` (default: the text) was logged recently."""
@@ -67,16 +68,12 @@ class RareWarnings:
 
 
 @final
+@dataclass(slots=True)
 class ServerClock:
-    """Converts a job's times between the server's clock and this machine's.
+    """Converts a job's times between the server's clock and this machine's."""
 
-    `ahead`: milliseconds by which the server's clock is ahead of this machine's.
-    """
-
-    _TIMES = ("queued", "started", "touched", "completed")
-
-    def __init__(self) -> None:
-        self.ahead = 0
+    ahead: int = 0
+    """Milliseconds by which the server's clock is ahead of this machine's."""
 
     def dump(self, job: Mapping[str, object]) -> bytes:
         """Return a job as JSON, with times on the server's clock."""
@@ -88,7 +85,7 @@ class ServerClock:
 
     def _shifted(self, job: Mapping[str, object], by: int) -> dict[str, object]:
         return {
-            name: value + by if name in self._TIMES and isinstance(value, int) and value else value
+            name: value + by if name in _TIMES and isinstance(value, int) and value else value
             for name, value in job.items()
         }
 

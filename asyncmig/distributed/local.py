@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from random import Random
@@ -67,7 +68,7 @@ class LocalWindow:
         paths = [
             self._path(f"{account}\0{each.name}\0{speed:g}\0{each.window:g}", "budget") for each in budgets
         ]
-        return _LocalBudgets(paths, budgets, self._client, timeout=timeout, speed=speed)
+        return _LocalBudgets(paths, budgets, self._client, timeout, speed)
 
     def runs(self, account: str) -> RunStore:
         """Return the run slots of an account; see `asyncmig.distributed.budget_store.SharedWindow`."""
@@ -82,22 +83,15 @@ class LocalWindow:
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
 class _LocalBudgets:
     """Budgets that are charged together, each in one file."""
 
-    __slots__ = ("_budgets", "_client", "_paths", "_speed", "_timeout")
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        budgets: Sequence[SharedBudget],
-        client: str,
-        *,
-        timeout: float,
-        speed: float,
-    ) -> None:
-        self._paths, self._budgets, self._client = tuple(paths), tuple(budgets), client
-        self._timeout, self._speed = timeout, speed
+    paths: Sequence[Path]
+    budgets: Sequence[SharedBudget]
+    client: str
+    timeout: float
+    speed: float
 
     async def exchange(
         self, reports: Sequence[Sequence[SlotReport]], want: str | None
@@ -105,24 +99,24 @@ class _LocalBudgets:
         """Apply `reports` and ask for a slot. Raises `OSError` if a file cannot be locked, read or written."""
         async with AsyncExitStack() as locked:
             files = {
-                path: await locked.enter_async_context(_locked(path, self._speed))
-                for path in sorted(self._paths)
+                path: await locked.enter_async_context(_locked(path, self.speed))
+                for path in sorted(self.paths)
             }
-            now = _now(self._speed)
+            now = _now(self.speed)
             states = [
                 _State(budget.limit, budget.window, files[path].readall(), now)
-                for path, budget in zip(self._paths, self._budgets, strict=True)
+                for path, budget in zip(self.paths, self.budgets, strict=True)
             ]
             for state, each in zip(states, reports, strict=True):
-                state.advance(each, self._client, now, timeout=self._timeout)
-            held = states[0].holds.get(name_of_set(self._budgets), now)
+                state.advance(each, self.client, now, timeout=self.timeout)
+            held = states[0].holds.get(name_of_set(self.budgets), now)
             free_at = [state.limiter.next_at(now) for state in states]
             times = [None if at is None else max(at, held) for at in free_at]
             granted = want is not None and all(at is not None and at <= now for at in times)
             if granted and want is not None:
                 for state in states:
                     state.take(want, now)
-            for path, state in zip(self._paths, states, strict=True):
+            for path, state in zip(self.paths, states, strict=True):
                 _replace(files[path], state.dump())
         return [
             BudgetReply(
@@ -139,18 +133,17 @@ class _LocalBudgets:
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
 class _LocalRuns:
     """The run slots of an account in one file."""
 
-    __slots__ = ("_path",)
+    path: Callable[[float], Path]
+    """Returns the file for a speed of the event loop."""
     reach: Reach = "host"
-
-    def __init__(self, path: Callable[[float], Path]) -> None:
-        self._path = path
 
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
         """Replace the state; see `asyncmig._core.run_table.RunStore`. Raises `OSError`."""
-        async with _locked(self._path(speed), speed) as file:
+        async with _locked(self.path(speed), speed) as file:
             old = file.readall()
             new = change(old, _now(speed))
             if new != old:

@@ -15,6 +15,7 @@ window.
 import asyncio
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from random import Random
@@ -25,6 +26,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 
@@ -128,11 +130,13 @@ class RedisWindow:
         self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
     ) -> BudgetStore:
         """Return budgets that are charged together; see `asyncmig.distributed.budget_store.SharedWindow`."""
+        base, parts = self._base(account, speed), ("state", "slots", "unanswered", "accepted")
+        keys = [f"{base}:{budget.name}:{part}" for budget in budgets for part in parts]
         return _RedisBudgets(
-            self._opened(speed),
-            self._server,
-            budgets,
-            base=self._base(account, speed),
+            script=self._opened(speed).register_script(_SCRIPT),
+            server=self._server,
+            budgets=budgets,
+            keys=[*keys, f"{base}:clients"],
             settings=[self._client, timeout, speed],
         )
 
@@ -163,41 +167,32 @@ class RedisWindow:
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _RedisBudgets:
     """Budgets that are charged together, kept by the script in several keys."""
 
-    __slots__ = ("_budgets", "_keys", "_rng", "_script", "_server", "_settings")
-
-    def __init__(
-        self,
-        redis: Redis,
-        server: Server,
-        budgets: Sequence[SharedBudget],
-        *,
-        base: str,
-        settings: list[str | float],
-    ) -> None:
-        self._script, self._server = redis.register_script(_SCRIPT), server
-        self._budgets, self._settings, self._rng = budgets, settings, Random()
-        parts = ("state", "slots", "unanswered", "accepted")
-        self._keys = [f"{base}:{budget.name}:{part}" for budget in budgets for part in parts]
-        self._keys.append(f"{base}:clients")
+    script: AsyncScript
+    server: Server
+    budgets: Sequence[SharedBudget]
+    keys: list[str]
+    settings: list[str | float]
+    rng: Random = field(default_factory=Random)
 
     async def exchange(
         self, reports: Sequence[Sequence[SlotReport]], want: str | None
     ) -> Sequence[BudgetReply]:
         """Run the script once. Raises `ConnectionError` if Redis does not answer, or answers with an error."""
-        arguments: list[str | float] = [*self._settings, self._rng.random(), want or "", ""]
-        arguments.append(name_of_set(self._budgets))
-        for budget, each in zip(self._budgets, reports, strict=True):
+        arguments: list[str | float] = [*self.settings, self.rng.random(), want or "", ""]
+        arguments.append(name_of_set(self.budgets))
+        for budget, each in zip(self.budgets, reports, strict=True):
             arguments += [
                 budget.limit,
                 budget.window,
                 len(each),
                 *(part for report in each for part in report),
             ]
-        with _errors_of(self._server):
-            replies = cast("list[_Answer]", await self._script(self._keys, arguments))
+        with _errors_of(self.server):
+            replies = cast("list[_Answer]", await self.script(self.keys, arguments))
         return [
             BudgetReply(
                 granted=bool(granted),
@@ -216,22 +211,22 @@ class _RedisBudgets:
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
 class _RedisRuns:
     """The run slots of an account, in one key. It is replaced only if it was not changed in the meantime."""
 
-    __slots__ = ("_base", "_opened", "_server")
+    opened: Callable[[float], Redis]
+    """Returns the client for a speed of the event loop."""
+    server: Server
+    base: Callable[[float], str]
+    """Returns the beginning of the key."""
     reach: Reach = "network"
-
-    def __init__(
-        self, opened: Callable[[float], Redis], server: Server, base: Callable[[float], str]
-    ) -> None:
-        self._opened, self._server, self._base = opened, server, base
 
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
         """Replace the state; see `asyncmig._core.run_table.RunStore`. Raises `ConnectionError`."""
-        redis, key = self._opened(speed), f"{self._base(speed)}:runs"
+        redis, key = self.opened(speed), f"{self.base(speed)}:runs"
         read, replace = redis.register_script(_READ), redis.register_script(_REPLACE)
-        with _errors_of(self._server):
+        with _errors_of(self.server):
             while True:
                 old, seconds, micros = cast("tuple[bytes, bytes, bytes]", await read([key]))
                 new = change(old, (int(seconds) + int(micros) / 1e6) * speed)

@@ -89,7 +89,9 @@ class SharedBudgetSet(BudgetSet):
 
     async def _work(self) -> None:
         try:
-            while (head := self._head()) and all(each.is_online for each in self._members):
+            while (head := self.waiters.head(self._members[0].granted)) and all(
+                each.is_online for each in self._members
+            ):
                 self._wakeup.clear()
                 now = asyncio.get_running_loop().time()
                 at = self._may_ask_at(head, now)
@@ -101,9 +103,6 @@ class SharedBudgetSet(BudgetSet):
         finally:
             self._task = None
             self._blocked_until = float("-inf")
-
-    def _head(self) -> tuple[Head, asyncio.Future[float]] | None:
-        return self.waiters.head(self._members[0].granted)
 
     def _may_ask_at(self, head: tuple[Head, asyncio.Future[float]], now: float) -> float:
         """Return when the store may be asked; infinity while that depends on a report of another run."""
@@ -120,8 +119,7 @@ class SharedBudgetSet(BudgetSet):
         """Reserve a run slot if one is needed, ask the store for a slot of each budget, and grant it."""
         place, waiter = head
         start, runs = self._run_of.get(waiter), self._runs
-        run = start[0] if start is not None else None
-        if runs is not None and run is not None and not await runs.reserve(run, place[1]):
+        if runs is not None and start is not None and not await runs.reserve(start[0], place[1]):
             return
         slot = uuid4().hex
         replies: Sequence[BudgetReply] | None = None
@@ -132,20 +130,17 @@ class SharedBudgetSet(BudgetSet):
             # If this process was suspended for long, the slot may count as lost.
             is_late = asyncio.get_running_loop().time() - now > self._shared.timeout / 2
             if is_granted and not is_late and not waiter.done():
-                self._hand_out(head, slot)
+                lane = place[0]
+                # Removes the waiter from the counts of the queue.
+                self.waiters.cancelled(Lane.POLL if lane < 0 else Lane(lane))
+                self._grant_to(waiter, asyncio.get_running_loop().time(), slot)
             else:
-                if runs is not None and run is not None:
-                    runs.release(run)
+                if runs is not None and start is not None:
+                    runs.release(start[0])
                 if is_granted:
                     self._give_back(slot)
         if replies is not None and not is_granted:
             self._put_off(replies)
-
-    def _hand_out(self, head: tuple[Head, asyncio.Future[float]], slot: str) -> None:
-        (lane, *_), waiter = head
-        # Removes the waiter from the counts of the queue.
-        self.waiters.cancelled(Lane.POLL if lane < 0 else Lane(lane))
-        self._grant_to(waiter, asyncio.get_running_loop().time(), slot)
 
     def _give_back(self, slot: str) -> None:
         now = asyncio.get_running_loop().time()

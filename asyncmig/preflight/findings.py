@@ -1,5 +1,6 @@
 """The findings of a check, as structs that can be encoded as JSON."""
 
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 from msgspec import Struct
@@ -121,14 +122,12 @@ def number_of(count: int, noun: str) -> str:
 
 
 @final
+@dataclass(slots=True)
 class FindingCounter:
     """Counts the faults of one kind, and keeps the first five rows."""
 
-    __slots__ = ("count", "samples")
-
-    def __init__(self) -> None:
-        self.count: int = 0
-        self.samples: list[Sample] = []
+    count: int = 0
+    samples: list[Sample] = field(default_factory=list[Sample])
 
     def add(self, line: int, value: str = "", *, count: int = 1) -> None:
         """Count faults in one more row."""

@@ -7,6 +7,7 @@ the check of one cell follows is limited.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast, final
 
@@ -40,25 +41,25 @@ class _TooMuch(Exception):
 
 
 @final
+@dataclass(slots=True)
 class JsonSchema:
     """A JSON Schema by which cells are checked."""
 
-    __slots__ = ("_budget", "_validator", "failure")
-
-    def __init__(self, validator: _Validator, budget: list[int]) -> None:
-        self._validator, self._budget = validator, budget
-        self.failure: str | None = None
-        """Why the last cell could not be checked that could not; None if all cells could be checked."""
+    validator: _Validator
+    references_left: list[int]
+    """One number: how many references the check of the present cell may still follow."""
+    failure: str | None = None
+    """Why the last cell could not be checked that could not; None if all cells could be checked."""
 
     def matches(self, cell: str) -> bool:
         """Return whether a cell contains JSON that the schema allows. True if that cannot be determined."""
         if len(cell) > _LONGEST_CELL:
             self.failure = f"the cell has more than {_LONGEST_CELL:,} characters"
             return True
-        self._budget[0] = _MOST_REFERENCES
+        self.references_left[0] = _MOST_REFERENCES
         try:
             value: object = json.loads(cell, parse_constant=_refuse)
-            return next(self._validator.iter_errors(value), None) is None
+            return next(self.validator.iter_errors(value), None) is None
         except json.JSONDecodeError:
             return False
         except RecursionError:

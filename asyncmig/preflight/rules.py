@@ -29,27 +29,23 @@ _WORDS: Mapping[Kind, str] = {
 
 
 @final
+@dataclass(slots=True)
 class MemoryBound:
     """The number of values that may still be remembered, by several `Seen` together."""
 
-    __slots__ = ("left",)
-
-    def __init__(self, left: int) -> None:
-        self.left: int = left
+    left: int
 
 
 @final
+@dataclass(slots=True, eq=False)
 class Seen:
     """Remembers values by 64-bit hashes. Among a million values, the probability of a collision is 1 in 37
     million."""
 
-    __slots__ = ("_bound", "_hashes", "complete")
-
-    def __init__(self, bound: MemoryBound) -> None:
-        self._hashes: set[int] = set()
-        self._bound = bound
-        self.complete: bool = True
-        """Whether all values were remembered."""
+    bound: MemoryBound
+    complete: bool = True
+    """Whether all values were remembered."""
+    _hashes: set[int] = field(default_factory=set[int])
 
     def __contains__(self, value: str) -> bool:
         return hash(value) in self._hashes
@@ -59,8 +55,8 @@ class Seen:
         number = hash(value)
         if number in self._hashes:
             return True
-        if self._bound.left:
-            self._bound.left -= 1
+        if self.bound.left:
+            self.bound.left -= 1
             self._hashes.add(number)
         else:
             self.complete = False

@@ -49,17 +49,16 @@ class RowCount:
 
 
 @final
+@dataclass(slots=True)
 class _Records:
     """Counts the records that end with a line feed. A carriage return does not count as content."""
 
-    __slots__ = ("_begun", "blank", "filled", "open")
-
-    def __init__(self) -> None:
-        self.filled = self.blank = 0
-        self.open = False
-        """Whether the position is inside a quoted cell."""
-        self._begun = False
-        """Whether the current line has content so far."""
+    filled: int = 0
+    blank: int = 0
+    open: bool = False
+    """Whether the position is inside a quoted cell."""
+    _begun: bool = False
+    """Whether the current line has content so far."""
 
     def feed(self, chunk: bytes) -> None:
         marks = chunk.translate(None, _DROPPED)

@@ -15,8 +15,8 @@ fast.
 
 import codecs
 import copy
-import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import final
 
@@ -37,15 +37,14 @@ first."""
 
 
 @final
+@dataclass(slots=True)
 class _Lines:
     """Counts lines, and separately those without content."""
 
-    __slots__ = ("begun", "blank", "filled")
-
-    def __init__(self) -> None:
-        self.filled = self.blank = 0
-        self.begun = False
-        """Whether the current line has content so far."""
+    filled: int = 0
+    blank: int = 0
+    begun: bool = False
+    """Whether the current line has content so far."""
 
     def take(self, lines: Sequence[bytes], *, ended: bool) -> None:
         """Count lines. `ended`: whether the last one is complete."""
@@ -250,7 +249,7 @@ class Recounter:
             for quotes_are_text, lone_return_ends in _WAYS
         ]
         if self._decoder is not None and self._decoder.getstate()[0]:  # the file ends inside a character
-            counts = [dataclasses.replace(count, cut=True) for count in counts]
+            counts = [replace(count, cut=True) for count in counts]
         if self.accepts_open_quote:
             found = (cell_start.unclosed(), parity.unclosed())
             counts += [count for count in found if count is not None]

@@ -5,7 +5,7 @@ import mimetypes
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
@@ -150,16 +150,19 @@ async def send_content(
 
 
 @final
+@dataclass(slots=True)
 class _Storage:
     """The storage of one upload: sends the bytes, and decides whether a new URL may help after a failure."""
 
-    __slots__ = ("_caller", "_content", "_failures", "_pages", "_put", "_refusals")
-
-    def __init__(self, caller: Caller, put: Call, content: Content) -> None:
-        self._caller, self._put, self._content = caller, put, content
-        self._refusals: Counter[tuple[int, str]] = Counter()
-        self._failures = self._pages = 0
-        """The number of failed PUTs, and of those that were answered with an HTML page."""
+    caller: Caller
+    call: Call
+    content: Content
+    refusals: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
+    """The number of refusals by status and error code."""
+    failures: int = 0
+    """The number of failed PUTs."""
+    pages: int = 0
+    """The number of PUTs that were answered with an HTML page."""
 
     async def put(
         self,
@@ -170,11 +173,11 @@ class _Storage:
     ) -> None:
         """Send the bytes once. Raises `RetryableFailure` if a new URL may help."""
         # Some storages always respond with a page. The last attempt accepts it if all responses were pages.
-        accepts_pages = self._content.once or (attempts.is_last and self._pages == self._failures)
-        headers = {"Content-Type": target.content_type, "Content-Length": str(self._content.size)}
+        accepts_pages = self.content.once or (attempts.is_last and self.pages == self.failures)
+        headers = {"Content-Type": target.content_type, "Content-Length": str(self.content.size)}
         try:
-            async with self._caller.exchange_elsewhere(
-                self._put, target.url, body=sending, headers=headers, attempt=attempts.attempt
+            async with self.caller.exchange_elsewhere(
+                self.call, target.url, body=sending, headers=headers, attempt=attempts.attempt
             ) as answer:
                 reply = await self._read(answer, target.url, accepts_pages=accepts_pages)
         except (NoAnswer, UnexpectedReply) as error:
@@ -194,37 +197,37 @@ class _Storage:
         """Return the storage's answer. Raises `UnexpectedReply` for 200 with an HTML page, which a proxy may have
         sent."""
         if 200 <= answer.status < 300:
-            is_page = answer.status == 200 and is_html(answer) and await self._caller.read_refusal(answer)
+            is_page = answer.status == 200 and is_html(answer) and await self.caller.read_refusal(answer)
             if is_page and not accepts_pages:
-                self._pages += 1
-                put = self._put.endpoint
+                self.pages += 1
+                put = self.call.endpoint
                 raise UnexpectedReply(put.method, put.template, 200, "HTML instead of a storage's answer")
             return PutReply(status=answer.status)
         try:
-            body = await self._caller.read_refusal(answer)
+            body = await self.caller.read_refusal(answer)
         except Lost:
             body = b""
         return storage_error(answer.status, body, url, retry_after=retry_after(answer.headers) or 0.0)
 
     def _refusal(self, reply: PutReply) -> UnexpectedReply:
         """Return the error for a refusal. Raises `BadRequest` for one that a new URL will not change."""
-        method, endpoint = self._put.endpoint.method, self._put.endpoint.template
+        method, endpoint = self.call.endpoint.method, self.call.endpoint.template
         text = "the storage refused the bytes" + (f": {reply.reason}" if reply.reason else "")
         if not _may_pass(reply):
-            self._refusals[reply.status, reply.code] += 1
+            self.refusals[reply.status, reply.code] += 1
             if reply.status in _FINAL or reply.code in _FINAL_CODES:
                 raise BadRequest(method, endpoint, reply.status, text)
-            if self._refusals[reply.status, reply.code] >= _SAME or self._refusals.total() >= _REFUSALS:
+            if self.refusals[reply.status, reply.code] >= _SAME or self.refusals.total() >= _REFUSALS:
                 raise BadRequest(method, endpoint, reply.status, f"{text} (also with a new URL)")
         return UnexpectedReply(method, endpoint, reply.status, text)
 
     def _failure(self, error: NoAnswer | UnexpectedReply, *, retry_after: float = 0.0) -> Exception:
         """Count a failed PUT, and return what to raise: a final error if the content cannot be read again."""
-        self._failures += 1
-        if not (self._content.once and self._content.was_read):
+        self.failures += 1
+        if not (self.content.once and self.content.was_read):
             return RetryableFailure(error, retry_after=retry_after)
         advice = (
-            f"the stream of {self._content.name} can be read only once, so it was not sent again, and no run uses "
+            f"the stream of {self.content.name} can be read only once, so it was not sent again, and no run uses "
             "it. Upload it again, or give a callable that opens it"
         )
         if isinstance(error, NoAnswer):
