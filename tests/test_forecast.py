@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncmig import generations
+from asyncmig import Limits, Rate, generations
 from asyncmig.customers.status import RemainingWork
 from asyncmig.jobs.plan import Forecast, earliest_end, forecast
 
@@ -22,13 +22,15 @@ def as_fast_as_allowed(count: int, limit: int, window: float) -> float:
 
 @given(st.integers(0, 500), st.integers(1, 120))
 def test_no_client_is_faster_and_one_is_as_fast(count: int, limit: int) -> None:
-    assert earliest_end({"GET /x": count}, limit=limit, window=60.0) == as_fast_as_allowed(count, limit, 60.0)
+    assert earliest_end({"GET /x": count}, limits=Limits(endpoint=Rate(limit))) == as_fast_as_allowed(
+        count, limit, 60.0
+    )
 
 
 def test_one_budget_for_the_key_adds_up() -> None:
     requests = {"GET /x": 60, "GET /y": 60}
-    assert earliest_end(requests, limit=100, window=60.0) == 0.0
-    assert earliest_end(requests, limit=100, window=60.0, scope="key") == 60.0
+    assert earliest_end(requests, limits=Limits.PER_ENDPOINT) == 0.0
+    assert earliest_end(requests, limits=Limits.PER_KEY) == 60.0
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_what_is_left_shrinks_with_each_step(step: str, left: dict[str, int]) ->
 
 
 def predicted(*under_way: RemainingWork, longest: float | None, concurrency: int = 500) -> Forecast:
-    return forecast(under_way, longest, limit=100, window=60.0, scope="endpoint", concurrency=concurrency)
+    return forecast(under_way, longest, limits=Limits.PER_ENDPOINT, concurrency=concurrency)
 
 
 def test_before_an_import_has_ended_only_a_bound_is_known() -> None:

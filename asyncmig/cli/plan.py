@@ -22,16 +22,14 @@ __all__ = ["print_plan", "read_plan"]
 
 async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
     """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
-    options.migration_options()
+    migration = options.migration_options(retry_failed=selection is not None)
     records = await _records(options)
     selected = select(selection, manifest, statuses_of(records)) if selection is not None else None
     return await plan(
         only(manifest, selected).customers,
         records,
         to=options.out,
-        row_filter=options.filter,
-        retries=options.retries,
-        retry_failed=selection is not None,
+        options=migration,
         limits=options.all_limits,
         api=options.api,
     )

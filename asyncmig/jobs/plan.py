@@ -19,10 +19,10 @@ import msgspec
 
 from asyncmig import generations
 from asyncmig._core.endpoint import Endpoint, Repeat
-from asyncmig._core.limits import Limits, Rate, Scope, charged, short_form
+from asyncmig._core.limits import Limits, Rate, charged
 from asyncmig.customers.files import customer_folder, size_of
 from asyncmig.customers.options import MigrationOptions
-from asyncmig.customers.outcome import Delivered, Failed, Parked, RowFilter
+from asyncmig.customers.outcome import Delivered, Failed, Parked
 from asyncmig.customers.questions import Action
 from asyncmig.customers.spec import HasNames
 from asyncmig.customers.status import CustomerRecord, RemainingWork, is_new
@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+_LARGEST = 5
+"""The number of files in `Plan.largest`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """Seconds until the end. `is_bound`: the end cannot be earlier, and it is not known how much later it will be."""
@@ -50,17 +54,13 @@ class Forecast:
 def earliest_end(
     requests: Mapping[str, int],
     *,
-    limits: Limits | None = None,
-    limit: int = 100,
-    window: float = 60.0,
-    scope: Scope = "endpoint",
+    limits: Limits = Limits.BY_CLASS,
     api: str = generations.DEFAULT,
 ) -> float:
     """Return the seconds before which the last of these requests cannot be sent, if nothing was sent recently.
 
-    `requests`: by endpoint of the generation `api`. `limit`, `window`, `scope`: see `Session`.
+    `requests`: by endpoint of the generation `api`.
     """
-    limits = short_form(limits, limit=limit, window=window, scope=scope)
     return max((seconds for _, seconds in _waits(requests, limits, api)), default=0.0)
 
 
@@ -84,10 +84,7 @@ def forecast(
     under_way: Collection[RemainingWork],
     longest: float | None,
     *,
-    limits: Limits | None = None,
-    limit: int = 100,
-    window: float = 60.0,
-    scope: Scope = "endpoint",
+    limits: Limits = Limits.BY_CLASS,
     concurrency: int = 500,
     api: str = generations.DEFAULT,
 ) -> Forecast:
@@ -101,7 +98,6 @@ def forecast(
         for endpoint, requests in generation.requests_left(work).items():
             left[endpoint] += requests * count
     starts = {endpoint: left[endpoint] for endpoint in generation.requests_before_run if left[endpoint]}
-    limits = short_form(limits, limit=limit, window=window, scope=scope)
     started = earliest_end(starts, limits=limits, api=api)
     bound = earliest_end(left, limits=limits, api=api)
     ages = [customer.age for customer in under_way if customer.age is not None]
@@ -111,9 +107,6 @@ def forecast(
     if starts:
         ends += [started + longest, longest * -(-len(under_way) // concurrency)]
     return Forecast(max(ends), is_bound=any(age > longest for age in ages))
-
-
-_LARGEST = 5
 
 
 class Planned(HasNames, Protocol):
@@ -176,21 +169,16 @@ async def plan(
     records: Mapping[str, CustomerRecord],
     *,
     to: Path,
-    row_filter: RowFilter = "valid",
-    retries: int = 0,
-    retry_failed: bool = False,
-    limits: Limits | None = None,
-    limit: int = 100,
-    window: float = 60.0,
-    scope: Scope = "endpoint",
+    options: MigrationOptions | None = None,
+    limits: Limits = Limits.BY_CLASS,
     api: str = generations.DEFAULT,
 ) -> Plan:
-    """Return what `Fleet.run` would do for `customers`, with the same `to` and the same options.
+    """Return what `Fleet.run` would do for `customers`, with the same `to` and the same `options`.
 
     Raises `InvalidInput` for files that are missing.
     """
     generation = generations.find(api)
-    options = MigrationOptions(row_filter=row_filter, retries=retries, retry_failed=retry_failed)
+    options = options or MigrationOptions()
     left: dict[str, RemainingWork] = {}
     done, failed = list[str](), list[str]()
     for customer in customers:
@@ -208,8 +196,7 @@ async def plan(
     requests = _requests(generation, customers, records, left)
     names = [customer.external_id for customer in customers if customer.external_id in records]
     parked = {name: out for name in names if isinstance(out := records[name].outcome, Parked)}
-    all_limits = short_form(limits, limit=limit, window=window, scope=scope)
-    waits = _waits(requests, all_limits, generation.name)
+    waits = _waits(requests, limits, generation.name)
     scarcest, seconds = max(waits, key=itemgetter(1), default=("", 0.0))
     return Plan(
         customers=len(customers),
@@ -229,7 +216,7 @@ async def plan(
         largest=tuple(sorted(uploads, key=lambda file: -file.bytes)[:_LARGEST]),
         requests=requests,
         seconds=seconds,
-        scarcest=scarcest if seconds and scarcest in all_limits.budgets else "",
+        scarcest=scarcest if seconds and scarcest in limits.budgets else "",
     )
 
 
