@@ -68,12 +68,11 @@ def checked_connections(connections: Connections) -> dict[str, dict[str, object]
     given = _mapping(destination)
     if given is None or not set(given) <= _DESTINATION_FIELDS:
         raise _wrong("", f"must have {' and '.join(sorted(_DESTINATION_FIELDS))} and nothing else")
-    return {
-        "destination": {
-            "base_url": _checked_url(given.get("base_url")),
-            "auth": _checked_auth(given.get("auth", {})),
-        }
-    }
+    auth = _mapping(given.get("auth", {}))
+    if auth is None:
+        raise _wrong(".auth", "must be a mapping with the fields that the destination's writer expects")
+    secrets = json_secrets("connections.destination.auth", auth)
+    return {"destination": {"base_url": _checked_url(given.get("base_url")), "auth": secrets}}
 
 
 def _mapping(value: object) -> Mapping[str, object] | None:
@@ -93,12 +92,6 @@ def _checked_url(url: object) -> str:
     if parts.username or parts.password or parts.fragment:
         raise _wrong(".base_url", "must not contain credentials or a fragment: put secrets into auth")
     return url
-
-
-def _checked_auth(auth: object) -> dict[str, object]:
-    if not isinstance(auth, Mapping):
-        raise _wrong(".auth", "must be a mapping with the fields that the destination's writer expects")
-    return json_secrets("connections.destination.auth", cast("Mapping[str, object]", auth))
 
 
 def _wrong(field_name: str, reason: str) -> InvalidInput:
@@ -183,7 +176,17 @@ class Exports:
         and the same call with the key that is in `sent` returns its run.
         """
         key = key_or_new(self._context, idempotency_key)
-        body = _checked(mode, template_ids, row_filter, key)
+        if mode not in ("full", "canary"):
+            raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
+        selection = Selection(
+            template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
+            row_filter=msgspec.UNSET if row_filter is None else checked_text("row_filter", row_filter),
+        )
+        body = ExportBody(
+            mode=mode,
+            idempotency_key=key,
+            selection=msgspec.UNSET if selection == Selection() else selection,
+        )
         encoded = msgspec.json.encode(body)
         call = Call(
             endpoint=routes.START_EXPORT,
@@ -236,22 +239,6 @@ class ExportRun(Run[ExportState]):
             if error.text:
                 raise
             raise RunFailed(self.id, f"({_NO_REASON})") from error
-
-
-def _checked(
-    mode: ExportMode, template_ids: Sequence[str | Template] | None, row_filter: str | None, key: str
-) -> ExportBody:
-    if mode not in ("full", "canary"):
-        raise InvalidInput("mode", mode, "is neither 'full' nor 'canary'")
-    selection = Selection(
-        template_ids=msgspec.UNSET if template_ids is None else checked_templates(template_ids),
-        row_filter=msgspec.UNSET if row_filter is None else checked_text("row_filter", row_filter),
-    )
-    return ExportBody(
-        mode=mode,
-        idempotency_key=key,
-        selection=msgspec.UNSET if selection == Selection() else selection,
-    )
 
 
 async def in_stages(

@@ -1,7 +1,7 @@
 """The base of imports and destination exports: a run that is polled until it ends."""
 
 from collections.abc import AsyncIterator, Hashable
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._core.lifecycle import Lifecycle, Phase
@@ -9,6 +9,7 @@ from asyncmig._io.call import Call
 from asyncmig._io.context import SessionContext
 from asyncmig._io.gate import Slot
 from asyncmig._io.poller import Reading, SecondChannel, Watch
+from asyncmig.companies.wire import RunState
 from asyncmig.errors import InvalidInput, RunCanceled, RunFailed
 
 __all__ = ["Run"]
@@ -17,16 +18,7 @@ _OF_UNKNOWN_AGE = "of unknown age"
 """The poll group of runs whose start is unknown. Their durations say nothing about other runs."""
 
 
-class _State(Protocol):
-    @property
-    def status(self) -> str: ...
-    @property
-    def progress_message(self) -> str | None: ...
-    @property
-    def error(self) -> str | None: ...
-
-
-StateT = TypeVar("StateT", bound=_State)
+StateT = TypeVar("StateT", bound=RunState)
 
 
 class Run(Generic[StateT]):

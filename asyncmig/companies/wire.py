@@ -32,6 +32,7 @@ __all__ = [
     "ImportState",
     "ListedImport",
     "RunStarted",
+    "RunState",
     "Selection",
     "Sheet",
     "Source",
@@ -150,15 +151,21 @@ class RunStarted(HasStatus, frozen=True, kw_only=True):
     status: str = "queued"
 
 
-class ImportState(HasStatus, frozen=True, kw_only=True, gc=False):
-    """One reading of an import run."""
+class RunState(HasStatus, frozen=True, kw_only=True, gc=False):
+    """One reading of an import or export run."""
 
     run_id: str | None = None
-    id: str | None = None
     progress_message: str | None = None
+    """The current activity, as text for people."""
+    error: str | None = None
+
+
+class ImportState(RunState, frozen=True, kw_only=True, gc=False):
+    """One reading of an import run."""
+
+    id: str | None = None
     report: ImportReport | None = None
     needs_attention: NeedsAttention | None = None
-    error: str | None = None
 
 
 class ListedImport(ImportState, frozen=True, kw_only=True):
@@ -250,11 +257,7 @@ class ExportReport(Struct, frozen=True, kw_only=True):
         return not self.failed and not self.hollow and not self.unlisted_failures
 
 
-class ExportState(HasStatus, frozen=True, kw_only=True):
+class ExportState(RunState, frozen=True, kw_only=True):
     """One reading of an export run."""
 
-    run_id: str | None = None
-    progress_message: str | None = None
-    """The current activity, as text for people."""
     report: ExportReport | None = None
-    error: str | None = None
