@@ -20,7 +20,7 @@ from asyncmig.cli.demo import demo
 from asyncmig.cli.doctor import doctor
 from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, report_error
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page
-from asyncmig.cli.inputs import UNFINISHED, RunRequest, read_inputs
+from asyncmig.cli.inputs import UNFINISHED, RunRequest, print_plan, read_inputs, read_plan
 from asyncmig.cli.journal import adopt, journal_app
 from asyncmig.cli.last_run import LastRun, from_last_run, from_last_run_if_any, options_of, recall_if_any
 from asyncmig.cli.options import (
@@ -49,7 +49,6 @@ from asyncmig.cli.output import (
     say_steps,
     words_console,
 )
-from asyncmig.cli.plan import print_plan, read_plan
 from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
 from asyncmig.cli.run import drive
 from asyncmig.cli.settings import Display, Options, Settings, config, given

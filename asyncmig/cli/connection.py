@@ -13,7 +13,7 @@ from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import is_loopback
 from asyncmig._io.transport import Timeouts
 from asyncmig.cli.interrupts import Interrupts
-from asyncmig.cli.options import DEFAULT_RATE, environment_name, limits_option, rate_option, setting_option
+from asyncmig.cli.options import DEFAULT_RATE, rate_option, setting_option
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.events import Event, RequestDone
@@ -50,8 +50,17 @@ class ConnectionSettings:
             "scope", "endpoint|key", "What the rate limit applies to: each endpoint, or the whole API key."
         ),
     ] = "endpoint"
-    rate: Annotated[Rate, rate_option(environment_name("rate"))] = DEFAULT_RATE
-    limits: Annotated[Limits | None, limits_option(environment_name("limits"))] = None
+    rate: Annotated[Rate, rate_option("rate")] = DEFAULT_RATE
+    limits: Annotated[
+        Limits | None,
+        setting_option(
+            "limits",
+            "LIMITS",
+            "All limits of the server, instead of --rate and --scope: per-endpoint, per-key, per-minute, by-class, "
+            "or what differs from by-class, such as agent=50/1h,runs=5.",
+            parse=Limits.parse,
+        ),
+    ] = None
     speed: Annotated[
         float,
         setting_option(

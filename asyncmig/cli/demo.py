@@ -3,11 +3,12 @@
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -39,6 +40,7 @@ from asyncmig.simulator.migrations import data as migrations_data
 
 __all__ = ["demo"]
 
+P = TypeVar("P", Plan, migrations_data.Plan)
 _MARK = ".asyncmig-demo"
 _OWN = ("answers.toml", "customers.csv", "cust-*", "out", "fleet.db*", "report.html")
 _MOST_SHOWN = 10
@@ -149,17 +151,19 @@ async def _play_companies(demo: DemoOptions, words: Console) -> _Result:
     async with serve(world) as serving:
         options = _options(demo, serving.base_url)
         ended = await drive(read_manifest(options.manifest), options, words, api_key=world.key)
-    rows = {row.external_id: row for row in ended.report.customers}
     asked = sum(world.parked(plan.external_id) for plan in plans)
     parked = (
         f"; {asked:,} imports asked how to handle bad rows, and the proposal was approved" if asked else ""
     )
+    noticed, delays = "no import ended", list(world.ledger.detection.values())
+    if delays:
+        noticed = f"ends of imports: {fmean(delays):.1f} s late on average, {max(delays):.1f} s at most"
     return _Result(
         options=options,
         ended=ended,
-        differences=[fault for plan in plans for fault in _faults(plan, rows[plan.external_id], world)],
+        differences=list(_differences(plans, ended, partial(_wrong_sheets, world))),
         read=f"{sum(plan.rows_in for plan in plans):,} rows{parked}",
-        more=[("noticed", _noticed(world.ledger))],
+        more=[("noticed", noticed)],
     )
 
 
@@ -185,17 +189,12 @@ async def _play_migrations(demo: DemoOptions, words: Console) -> _Result:
         ended = await drive(
             read_manifest(options.manifest, api=options.api), options, words, api_key=world.key
         )
-    rows = {row.external_id: row for row in ended.report.customers}
     asked = sum(plan.questions for plan in plans)
     verdict = world.verdict(asyncio.get_running_loop().time())
     return _Result(
         options=options,
         ended=ended,
-        differences=[
-            fault
-            for plan in plans
-            for fault in _differences(plan, rows[plan.external_id], world.answers(plan.external_id))
-        ],
+        differences=list(_differences(plans, ended, partial(_wrong_counts, world))),
         read=f"{sum(plan.rows_in for plan in plans):,} rows; runs asked {counted(asked, 'question')}, and the rules "
         "in answers.toml answered",
         more=[("server", f"{counted(len(world.ledger.entries), 'request')} received; {verdict}")],
@@ -203,37 +202,36 @@ async def _play_migrations(demo: DemoOptions, words: Console) -> _Result:
 
 
 def _differences(
-    plan: migrations_data.Plan, row: CustomerStatus, answers: Mapping[str, str]
+    plans: Iterable[P], ended: RunResult, wrong_rows: Callable[[P, CustomerStatus], Iterator[str]]
 ) -> Iterator[str]:
-    if row.outcome != plan.outcome:
-        yield f"{plan.external_id}: {row.outcome} ({row.error}), expected {plan.outcome}"
-    elif plan.reason not in (row.error or ""):
-        yield f"{plan.external_id}: failed with {row.error!r}, expected {plan.reason!r}"
-    elif plan.outcome == "delivered":
-        found = (sum(file.rows for file in row.files), row.rows.flagged or 0, len(answers))
-        if found != (plan.rows, plan.flagged, plan.questions):
-            expected = f"{plan.rows}, {plan.flagged} and {plan.questions}"
-            yield (
-                f"{plan.external_id}: {found[0]} rows, {found[1]} of them flagged, and {found[2]} answers; "
-                f"expected {expected}"
-            )
+    """Yield how customers differ from their plans; `wrong_rows` compares those that are delivered as planned."""
+    rows = {row.external_id: row for row in ended.report.customers}
+    for plan in plans:
+        row = rows[plan.external_id]
+        if row.outcome != plan.outcome:
+            yield f"{plan.external_id}: {row.outcome} ({row.error}), expected {plan.outcome}"
+        elif plan.reason not in (row.error or ""):
+            yield f"{plan.external_id}: failed with {row.error!r}, expected {plan.reason!r}"
+        elif plan.outcome == "delivered":
+            for text in wrong_rows(plan, row):
+                yield f"{plan.external_id}: {text}"
 
 
-def _faults(plan: Plan, row: CustomerStatus, world: World) -> Iterator[str]:
-    if row.outcome != plan.outcome:
-        yield f"{plan.external_id}: {row.outcome} ({row.error}), expected {plan.outcome}"
-    elif plan.reason not in (row.error or ""):
-        yield f"{plan.external_id}: failed with {row.error!r}, expected {plan.reason!r}"
-    elif plan.outcome == "delivered":
-        planned = plan.valid_after_patch if world.parked(plan.external_id) else plan.valid
-        for file in row.files:
-            if file.rows != planned.get(file.sheet, 0):
-                yield (
-                    f"{plan.external_id}: {file.rows} rows of {file.sheet}, "
-                    f"expected {planned.get(file.sheet, 0)}"
-                )
-        for sheet in planned.keys() - {file.sheet for file in row.files}:
-            yield f"{plan.external_id}: no file of {sheet}"
+def _wrong_sheets(world: World, plan: Plan, row: CustomerStatus) -> Iterator[str]:
+    planned = plan.valid_after_patch if world.parked(plan.external_id) else plan.valid
+    for file in row.files:
+        if file.rows != (expected := planned.get(file.sheet, 0)):
+            yield f"{file.rows} rows of {file.sheet}, expected {expected}"
+    for sheet in planned.keys() - {file.sheet for file in row.files}:
+        yield f"no file of {sheet}"
+
+
+def _wrong_counts(world: migrations.World, plan: migrations_data.Plan, row: CustomerStatus) -> Iterator[str]:
+    rows, flagged = sum(file.rows for file in row.files), row.rows.flagged or 0
+    answers = len(world.answers(plan.external_id))
+    if (rows, flagged, answers) != (plan.rows, plan.flagged, plan.questions):
+        expected = f"{plan.rows}, {plan.flagged} and {plan.questions}"
+        yield f"{rows} rows, {flagged} of them flagged, and {answers} answers; expected {expected}"
 
 
 def _print(data: Console, result: _Result, *, as_json: bool) -> bool:
@@ -252,26 +250,15 @@ def _print(data: Console, result: _Result, *, as_json: bool) -> bool:
         return False
     data.print()
     print_outcomes(data, ended.customers, f"{options.out}/report.json")
-    planned = ("planned", _verdict(faults, len(ended.customers)))
-    print_figures(data, [("read", result.read), *figures(ended), *result.more, planned])
+    planned = f"all {len(ended.customers):,} customers ended as planned: outcomes, reasons and row counts"
+    if faults:
+        planned = f"{len(faults):,} differences from the plan:"
+    print_figures(data, [("read", result.read), *figures(ended), *result.more, ("planned", planned)])
     for fault in faults[:_MOST_SHOWN]:
         say(data, f"  {clean(fault)}", "red")
     data.print()
     say_steps(data, _next_steps(options))
     return not faults
-
-
-def _noticed(ledger: Ledger) -> str:
-    delays = list(ledger.detection.values())
-    if not delays:
-        return "no import ended"
-    return f"ends of imports: {fmean(delays):.1f} s late on average, {max(delays):.1f} s at most"
-
-
-def _verdict(faults: Sequence[str], customers: int) -> str:
-    if not faults:
-        return f"all {customers:,} customers ended as planned: outcomes, reasons and row counts"
-    return f"{len(faults):,} differences from the plan:"
 
 
 def _next_steps(options: Options) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """`asyncmig doctor`: check what a run needs, and print one line for each check."""
 
 import asyncio
-import contextlib
 import email.utils
 import os
 import platform
 import socket
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +21,6 @@ import typer
 from yarl import URL
 
 from asyncmig import generations
-from asyncmig._core.limits import Rate
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
 from asyncmig.cli.connection import ConnectionSettings, open_session, run_at
@@ -29,7 +28,6 @@ from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, co
 from asyncmig.cli.json_output import Budget, read_report
 from asyncmig.cli.options import DEFAULT_JOURNAL, ApiOption, JournalOption, JsonOption
 from asyncmig.cli.output import SCHEMA, clean, counted, data_console, print_line, say
-from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import (
     ApiError,
     AsyncmigError,
@@ -45,7 +43,7 @@ from asyncmig.errors import (
 from asyncmig.generations import Generation
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.jobs.status import read_records
-from asyncmig.journal import Activity, Journal, JournalPlace, open_journal
+from asyncmig.journal import DatabaseJournal, Journal, JournalPlace, open_journal
 from asyncmig.session import Session
 
 __all__ = ["Diagnosis", "doctor", "examine"]
@@ -105,11 +103,9 @@ async def examine(
     generation = generations.find(api)
     yield _versions()
     yield _folder("output", out)
-    if journal.path is None:
-        yield await _database(journal)
-    else:
+    if journal.path is not None:
         yield _journal_folder(journal.path)
-        yield await _journal(journal.path)
+    yield await _journal(journal)
     for finding in await _server(reach, generation):
         yield finding
     if generation.endpoints:
@@ -120,11 +116,10 @@ async def examine(
 
 def _versions() -> Diagnosis:
     libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
-    extras = ", ".join(f"{name} {'yes' if _is_installed(name) else 'no'}" for name in _EXTRAS)
-    sqlite = f"SQLite {sqlite3.sqlite_version}"
-    return Diagnosis(
-        "versions", f"Python {platform.python_version()}, {libraries}, {sqlite}; extras: {extras}"
-    )
+    installed = {extra: all(map(find_spec, modules)) for extra, modules in _EXTRAS.items()}
+    extras = ", ".join(f"{name} {'yes' if is_here else 'no'}" for name, is_here in installed.items())
+    python, sqlite = platform.python_version(), sqlite3.sqlite_version
+    return Diagnosis("versions", f"Python {python}, {libraries}, SQLite {sqlite}; extras: {extras}")
 
 
 def _version(package: str) -> str:
@@ -134,19 +129,14 @@ def _version(package: str) -> str:
         return "(not installed as a package)"
 
 
-def _is_installed(extra: str) -> bool:
-    return all(find_spec(name) is not None for name in _EXTRAS[extra])
-
-
 def _folder(what: str, folder: Path) -> Diagnosis:
     """Check whether a folder can be written, or created in its nearest parent that exists."""
     try:
         place = check_folder(what, folder)
     except InvalidInput as error:
         return Diagnosis(what, error.reason, USAGE)
-    return Diagnosis(
-        what, f"{folder} can be written" if place == folder.absolute() else f"{folder} can be created"
-    )
+    can_be = "written" if place == folder.absolute() else "created"
+    return Diagnosis(what, f"{folder} can be {can_be}")
 
 
 def _journal_folder(journal: Path) -> Diagnosis:
@@ -156,54 +146,47 @@ def _journal_folder(journal: Path) -> Diagnosis:
     return _folder("journal's folder", folder)
 
 
-async def _journal(path: Path) -> Diagnosis:
+async def _journal(place: JournalPlace) -> Diagnosis:
+    path = place.path
     try:
-        size = path.stat().st_size  # noqa: ASYNC240 - nothing else runs in this loop
-        if not size and path.is_file():  # noqa: ASYNC240
+        if path is None:
+            async with open_journal(place, read_only=True) as journal:
+                return await _content(place, "answers", journal)
+        size = path.stat().st_size
+        if not size and path.is_file():
             return Diagnosis("journal", f"{path} is empty; the first run fills it")
         return await _read_journal(path, read_through=size <= _READ_THROUGH)
     except FileNotFoundError:
         return Diagnosis("journal", f"{path} does not exist yet")
     except JournalError as error:
+        if path is None and isinstance(error, JournalNotFound):
+            return Diagnosis(
+                "journal", f"{place} can be reached and has no journal: the first run creates it"
+            )
         return Diagnosis("journal", str(error), code_of_error(error))
     except OSError as error:
         return Diagnosis("journal", f"{path} cannot be examined: {error.strerror or error}", USAGE)
 
 
-async def _database(place: JournalPlace) -> Diagnosis:
-    try:
-        async with open_journal(place, read_only=True) as journal:
-            records, activity = await read_records(journal), await journal.activity()
-    except JournalNotFound:
-        return Diagnosis("journal", f"{place} can be reached and has no journal: the first run creates it")
-    except JournalError as error:
-        return Diagnosis("journal", str(error), code_of_error(error))
-    return _unreadable(place, records) or Diagnosis(
-        "journal", f"{place} answers{_content(records, activity)}"
-    )
-
-
-def _unreadable(place: object, records: Mapping[str, CustomerRecord]) -> Diagnosis | None:
-    unreadable = sum(not record.is_readable for record in records.values())
-    if not unreadable:
-        return None
-    text = f"{place}: this version cannot read {counted(unreadable, 'record')} of {len(records):,}"
-    return Diagnosis("journal", text, USAGE)
-
-
-def _content(records: Mapping[str, CustomerRecord], activity: Mapping[str, Activity]) -> str:
+async def _content(place: object, state: str, journal: DatabaseJournal) -> Diagnosis:
+    """Say what a journal contains, and who uses it, or that this version cannot read it."""
+    records, activity = await read_records(journal), await journal.activity()
+    if unreadable := sum(not record.is_readable for record in records.values()):
+        text = f"{place}: this version cannot read {counted(unreadable, 'record')} of {len(records):,}"
+        return Diagnosis("journal", text, USAGE)
     holders = sorted({each.holder for each in activity.values() if each.holder})
     held = f"; in use by {', '.join(holders)}" if holders else ""
-    return f", with {counted(len(records), 'customer')}{held}"
+    return Diagnosis("journal", f"{place} {state}, with {counted(len(records), 'customer')}{held}")
 
 
 async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
     async with Journal(path, read_only=True, connect=_connect) as journal:
         if read_through:
             await journal.check()
-        records, activity = await read_records(journal), await journal.activity()
-    if finding := _unreadable(path, records):
-        return finding
+        state = "is intact" if read_through else "is large; not every page was checked"
+        content = await _content(path, state, journal)
+    if content.code != DELIVERED:
+        return content
     if not os.access(path, os.W_OK):
         return Diagnosis("journal", f"{path} can be read but not written: permission denied", USAGE)
     try:
@@ -212,8 +195,7 @@ async def _read_journal(path: Path, *, read_through: bool) -> Diagnosis:
             db.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         return Diagnosis("journal", f"{path} cannot be written now: {error}", RESUMABLE)
-    state = "is intact" if read_through else "is large; not every page was checked"
-    return Diagnosis("journal", f"{path} {state}{_content(records, activity)}")
+    return content
 
 
 def _connect(uri: str) -> sqlite3.Connection:
@@ -223,22 +205,19 @@ def _connect(uri: str) -> sqlite3.Connection:
 async def _server(reach: ConnectionSettings, generation: Generation) -> list[Diagnosis]:
     """Send one request, and return what its response says about the server, the key and the clock."""
     if not os.environ.get("VERN_API_KEY", "").strip():
-        return _with_unchecked(Diagnosis("API key", "VERN_API_KEY is not set", USAGE))
-    try:
-        # Without the journal, no send log is written. A 429 is a result here, so it is not retried.
-        session = open_session(reach, None, retry=RetryPolicy(attempts=1))
-    except InvalidInput as error:
-        return _with_unchecked(
-            Diagnosis("API key" if error.field == "api_key" else "server", sentence(error), USAGE)
-        )
-    async with session:
-        return _with_unchecked(*[finding async for finding in _asked(session, generation, reach.speed)])
-
-
-def _with_unchecked(*found: Diagnosis) -> list[Diagnosis]:
-    """Return a result about each of server, key and clock; those that are not in `found` were not checked."""
-    names = [finding.what for finding in found]
-    others = [name for name in ("server", "API key", "clock") if name not in names]
+        found = [Diagnosis("API key", "VERN_API_KEY is not set", USAGE)]
+    else:
+        try:
+            # Without the journal, no send log is written. A 429 is a result here, so it is not retried.
+            session = open_session(reach, None, retry=RetryPolicy(attempts=1))
+        except InvalidInput as error:
+            what = "API key" if error.field == "api_key" else "server"
+            found = [Diagnosis(what, sentence(error), USAGE)]
+        else:
+            async with session:
+                found = [finding async for finding in _asked(session, generation, reach.speed)]
+    checked = [finding.what for finding in found]
+    others = [name for name in ("server", "API key", "clock") if name not in checked]
     return [*found, *(Diagnosis(name, "was not checked", None) for name in others)]
 
 
@@ -300,9 +279,8 @@ def _refused(url: str, path: str, error: ApiError) -> Iterator[Diagnosis]:
         case _ if error.is_documented:
             yield Diagnosis("server", f"{url}: {error}", USAGE)
         case _:
-            yield _another(
-                url, path, error.status, f"and not as the API does: {error.text or '(empty body)'}"
-            )
+            how = f"and not as the API does: {error.text or '(empty body)'}"
+            yield _another(url, path, error.status, how)
 
 
 def _another(url: str, path: str, status: int, how: str) -> Diagnosis:
@@ -323,26 +301,21 @@ async def _unknown_host(url: str) -> str | None:
     """
     proxy = Proxies().proxy_for(url)
     host = (proxy.url if proxy else URL(url)).host or ""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str | None] = loop.create_future()
-
-    def tell(reason: str | None) -> None:
-        if not answer.done():
-            answer.set_result(reason)
+    answer = Future[str | None]()
+    answer.set_running_or_notify_cancel()  # a time-out must not cancel it: the thread sets its result
 
     def ask() -> None:
-        reason = None
         try:
             socket.getaddrinfo(host, None)
         except (OSError, UnicodeError) as error:
-            reason = f"{host}: {getattr(error, 'strerror', None) or error}"
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(tell, reason)
+            answer.set_result(f"{host}: {getattr(error, 'strerror', None) or error}")
+        else:
+            answer.set_result(None)
 
     threading.Thread(target=ask, name="asyncmig-doctor", daemon=True).start()
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await answer
+            return await asyncio.wrap_future(answer)
     except TimeoutError:
         return f"{host}: the name server did not answer within {_PATIENCE:g} s"
 
@@ -364,14 +337,15 @@ def _clock(said: str | None, speed: float) -> Diagnosis:
 
 async def _plan(place: JournalPlace) -> Diagnosis:
     """Say whether the account may start work, as far as the journal knows: no request that only reads tells."""
-    try:
+    refused = 0
+    with suppress(JournalError):
         async with open_journal(place, read_only=True) as journal:
             records = await read_records(journal)
-    except JournalError:
-        records = {}
-    refused = [name for name, record in records.items() if record.status.pending_reason == "account_refused"]
+        refused = sum(record.status.pending_reason == "account_refused" for record in records.values())
     if refused:
-        text = f"the server answered 403 to the start of runs of {counted(len(refused), 'customer')}: no plan for it"
+        text = (
+            f"the server answered 403 to the start of runs of {counted(refused, 'customer')}: no plan for it"
+        )
         return Diagnosis("plan", text, KEY_REFUSED)
     text = "was not checked: only the start of a run shows whether the account has a plan (without one: 403)"
     return Diagnosis("plan", text, None)
@@ -379,22 +353,25 @@ async def _plan(place: JournalPlace) -> Diagnosis:
 
 def _limits(reach: ConnectionSettings, out: Path, generation: Generation) -> Iterator[Diagnosis]:
     """Compare the configured limits with what the last run learned, and yield each named budget and the run slots."""
-    limits, budgets = reach.all_limits, dict[str, Rate]()
+    limits, report = reach.all_limits, f"{out}/report.json"
+    budgets = dict(limits.budgets) if generation.endpoints else {}
     configured = f"{reach.rate} for {'each endpoint' if reach.scope == 'endpoint' else 'the whole key'}"
-    if generation.endpoints and limits.budgets:
-        budgets = dict(limits.budgets)
+    if budgets:
         configured = f"{counted(len(budgets), 'budget')}, listed below"
     elif reach.limits is not None or generation.endpoints:
         configured = str(limits)
     last = Budget()
     try:
         last = read_report(out).budget
+        uses = sorted(last.limits.items())
+        less = [f"{name}: {use.believed}" for name, use in uses if 0 < use.believed < use.limit]
+        learned = f"turned out lower ({', '.join(less)})" if less else "was right"
+        compared = f"in the last run it {learned}; {counted(last.refused, 'request')} answered 429"
     except FileNotFoundError:
-        yield Diagnosis("limit", f"{configured}; not compared with a run: there is no {out}/report.json yet")
+        compared = f"not compared with a run: there is no {report} yet"
     except (OSError, ValueError) as error:
-        yield Diagnosis("limit", f"{configured}; {out}/report.json cannot be read: {error}")
-    else:
-        yield Diagnosis("limit", f"{configured}; {_learned(last)}")
+        compared = f"{report} cannot be read: {error}"
+    yield Diagnosis("limit", f"{configured}; {compared}")
     for name, rate in budgets.items():
         sent = ""
         if use := last.limits.get(name):
@@ -405,15 +382,6 @@ def _limits(reach: ConnectionSettings, out: Path, generation: Generation) -> Ite
         if slots := last.run_slots:
             taken = f"; at the end of the last run, {slots['in_progress']} of {slots['limit']} were taken"
         yield Diagnosis("run slots", f"{limits.runs}{taken}")
-
-
-def _learned(last: Budget) -> str:
-    """Return what the last run learned about its limits."""
-    less = [
-        f"{name}: {use.believed}" for name, use in sorted(last.limits.items()) if 0 < use.believed < use.limit
-    ]
-    learned = "turned out lower (" + ", ".join(less) + ")" if less else "was right"
-    return f"in the last run it {learned}; {counted(last.refused, 'request')} answered 429"
 
 
 async def _print(findings: AsyncIterator[Diagnosis], *, as_json: bool) -> int:

@@ -84,16 +84,11 @@ def code_of_error(error: Exception) -> int:
     return RESUMABLE if passes else USAGE
 
 
-def _worst_code(codes: Iterable[int]) -> int:
-    """Return the exit code of a command that several errors ended: the first of 4, 75, 6, then the highest."""
-    found = set(codes)
-    return next(
-        (code for code in (KEY_REFUSED, RESUMABLE, UNKNOWN) if code in found), max(found, default=USAGE)
-    )
-
-
 def report_error(error: Exception | BaseExceptionGroup[BaseException], words: Console) -> int:
-    """Print the errors that ended a command, a line each, and return the exit code; raise errors that are bugs."""
+    """Print the errors that ended a command, a line each, and return the exit code; raise errors that are bugs.
+
+    The exit code of several errors is the first of 4, 75 and 6, and then the highest.
+    """
     errors = list(_leaves(error))
     if any(isinstance(each, KeyboardInterrupt) for each in errors):
         return RESUMABLE
@@ -102,7 +97,10 @@ def report_error(error: Exception | BaseExceptionGroup[BaseException], words: Co
         raise error
     for line in dict.fromkeys(line for each in known for line in _lines(each)):
         say(words, line, "red")
-    return _worst_code(map(code_of_error, known))
+    codes = {code_of_error(each) for each in known}
+    return next(
+        (code for code in (KEY_REFUSED, RESUMABLE, UNKNOWN) if code in codes), max(codes, default=USAGE)
+    )
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

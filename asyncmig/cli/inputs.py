@@ -1,25 +1,30 @@
-"""The inputs of a run: its manifest, `--select`, and the checks before anything is created or sent."""
+"""Before a run: its manifest, `--select`, the checks before anything is created or sent, and `--plan`."""
 
 import asyncio
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
+from asyncmig import generations
+from asyncmig._core.limits import charged
 from asyncmig.cli.html_report import check_place
 from asyncmig.cli.json_output import read_outcomes
 from asyncmig.cli.last_run import check_journal, recall_if_any
-from asyncmig.cli.output import clean, counted, listed, say
+from asyncmig.cli.output import clean, counted, listed, print_table, say, spoken
+from asyncmig.cli.parked import describe
 from asyncmig.cli.queue import notes_about, queue_url
-from asyncmig.cli.settings import PATHS, Display, Options
+from asyncmig.cli.settings import PATHS, Display, Options, about_journal
 from asyncmig.customers.files import check_utf8
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput, JournalError, JournalNotFound, JournalUnavailable
 from asyncmig.jobs.manifest import Manifest, read_manifest
 from asyncmig.jobs.outputs import OwnFiles, check_folder
+from asyncmig.jobs.plan import Plan, plan
 from asyncmig.jobs.status import OUTCOMES, read_records, status_of
 from asyncmig.journal import JournalPlace, open_journal
 
@@ -31,7 +36,9 @@ __all__ = [
     "check_words",
     "known_customers",
     "only",
+    "print_plan",
     "read_inputs",
+    "read_plan",
     "say_excluded",
     "say_removed",
     "select",
@@ -44,12 +51,14 @@ UNFINISHED: Final = _STATUS + ",".join(outcome for outcome in OUTCOMES if outcom
 """What `asyncmig retry` selects."""
 
 
-def select(text: str, manifest: Manifest, statuses: Mapping[str, str]) -> frozenset[str]:
-    """Return the customers that `status:failed,parked` or a list of external ids stands for.
+def select(text: str | None, manifest: Manifest, statuses: Mapping[str, str]) -> frozenset[str] | None:
+    """Return the customers that `status:failed,parked` or a list of external ids stands for; None if `text` is None.
 
-    A customer without a status is pending. Raises `InvalidInput` for a status or an id that
-    does not exist, and for a selection of nothing.
+    A customer without a status is pending. Raises `InvalidInput` for a status or an id that does not exist, and for
+    a selection of nothing.
     """
+    if text is None:
+        return None
     known = [customer.external_id for customer in manifest.customers]
     if text.startswith(_STATUS):
         outcomes = check_words("select", text.removeprefix(_STATUS), OUTCOMES)
@@ -94,11 +103,6 @@ async def known_customers(place: JournalPlace) -> dict[str, CustomerRecord]:
         return {}  # there is none yet, or opening it for writing will report why it cannot be read
 
 
-def _begun(records: Iterable[CustomerRecord]) -> frozenset[str]:
-    """Return the customers whose import has begun, by external id."""
-    return frozenset(record.external_id for record in records if record.has_started)
-
-
 def say_removed(manifest: Manifest, records: Mapping[str, CustomerRecord], words: Console) -> None:
     """Print a note about customers that are in the journal and no longer in the manifest."""
     removed = sorted(records.keys() - {customer.external_id for customer in manifest.customers})
@@ -138,7 +142,7 @@ def read_inputs(options: Options, words: Console) -> Manifest:
     outputs = options.outputs(known.values())
     manifest = read_manifest(
         options.manifest,
-        begun=_begun(known.values()),
+        begun={record.external_id for record in known.values() if record.has_started},
         outputs=outputs,
         root=options.root,
         api=options.api,
@@ -146,11 +150,7 @@ def read_inputs(options: Options, words: Console) -> Manifest:
     OwnFiles(manifest.path, outputs, [customer.external_id for customer in manifest.customers]).check()
     say_excluded(manifest, words)
     if manifest.ignored:
-        say(
-            words,
-            f"note: columns that are ignored: {clean(', '.join(manifest.ignored))}",
-            "dim",
-        )
+        say(words, f"note: columns that are ignored: {clean(', '.join(manifest.ignored))}", "dim")
     return manifest
 
 
@@ -174,7 +174,7 @@ async def _check_not_queued(manifest: Manifest, options: Options, selection: str
     if last is None:
         return
     known = await known_customers(place)
-    selected = None if selection is None else select(selection, manifest, statuses_of(known))
+    selected = select(selection, manifest, statuses_of(known))
     recorded = known if place.path is None else {}
     names = [customer.external_id for customer in only(manifest, selected).customers]
     queued = [name for name in names if last.is_queued(name) and name not in recorded]
@@ -243,3 +243,101 @@ async def check_run(
         given = {name for name in wanted.given if name != "journal" or options.journal.path is not None}
         for note in notes_about(given, verbose=display.verbose):
             say(words, note, "dim")
+
+
+async def read_plan(manifest: Manifest, options: Options, selection: str | None) -> Plan:
+    """Return what a run would do. Raises `InvalidInput`, `JournalError`; needs no key, and creates no file."""
+    migration = options.migration_options(retry_failed=selection is not None)
+    records: dict[str, CustomerRecord] = {}
+    with suppress(JournalNotFound):
+        async with open_journal(options.journal, read_only=True) as journal:
+            records = await read_records(journal)
+    selected = select(selection, manifest, statuses_of(records))
+    return await plan(
+        only(manifest, selected).customers,
+        records,
+        to=options.out,
+        options=migration,
+        limits=options.all_limits,
+        api=options.api,
+    )
+
+
+def print_plan(data: Console, planned: Plan, options: Options) -> None:
+    """Print the plan of a run in this process, for people."""
+    counts = (
+        (planned.new, "new"),
+        (planned.under_way, "to continue"),
+        (len(planned.done), "delivered already"),
+        (len(planned.failed), "failed already, and left as they are"),
+        (len(planned.repeated), "to be imported again after a failure"),
+    )
+    shares = ", ".join(f"{count:,} {words}" for count, words in counts if count)
+    say(data, f"{counted(planned.customers, 'customer')}: {shares}")
+    if planned.files:
+        say(data, f"to upload: {counted(planned.files, 'file')}, {planned.bytes:,} bytes; the largest:")
+        for file in planned.largest:
+            say(data, f"  {file.bytes:>15,}  {file.external_id}  {clean(file.path)}")
+    if planned.requests:
+        data.print()
+        _print_requests(data, planned, options)
+        say(data, _earliest(planned, options))
+    for line in _warnings(planned, options):
+        say(data, line, wrap=not line.startswith("  asyncmig "))
+    data.print()
+    if not planned.requests:
+        say(data, "Nothing was sent, and nothing is left to do.")
+        return
+    say(data, "Nothing was sent. The run itself checks the names of sources and templates. To begin:")
+    say(data, f"  {options.command()}", wrap=False)
+
+
+def _print_requests(data: Console, planned: Plan, options: Options) -> None:
+    """Print a table of the requests, with the windows that they need or the named budgets that they charge."""
+    endpoints, limits = generations.find(options.api).endpoints, options.all_limits
+    heads = ["requests, at least", "endpoint"]
+    if endpoints:
+        heads.append("limits that it charges")
+    elif options.limits is None:
+        heads.insert(1, f"windows of {options.rate.window:g} s")
+    rows: list[list[str]] = []
+    for endpoint, count in planned.requests.items():
+        row = [f"{count:,}", endpoint]
+        if endpoint in endpoints:
+            rates = charged(limits, endpoints[endpoint])
+            row.append(", ".join(f"{name} {rate}" for name, rate in rates.items()))
+        elif endpoints:
+            row.append("")
+        elif options.limits is None:
+            row.insert(1, f"{-(-count // options.rate.limit):,}")
+        rows.append(row)
+    right = [head for head in heads if head not in ("endpoint", "limits that it charges")]
+    print_table(data, heads, rows, right=right)
+
+
+def _earliest(planned: Plan, options: Options) -> str:
+    scope = "for each endpoint" if options.scope == "endpoint" else "for the whole key"
+    limits = options.limits or f"{options.rate} {scope}"
+    if options.limits is None and generations.find(options.api).endpoints:
+        limits = "the documented limits"
+    when = f"after {spoken(planned.seconds)}" if planned.seconds else "in the first window"
+    scarce = f" (`{planned.scarcest}` is the tightest limit)" if planned.scarcest else ""
+    return (
+        f"\nAt {limits}, the last request can be sent {when}{scarce}. The run takes longer: the durations of "
+        "imports, further polls and the transfer of files add to that."
+    )
+
+
+def _warnings(planned: Plan, options: Options) -> Iterator[str]:
+    if planned.parked:
+        yield f"\nParked, wait for a decision: {listed(planned.parked, 10)}. To see what they ask:"
+        yield f"  {about_journal(options.journal, 'review')}"
+    if planned.destructive:
+        fate = "and --decide approve approves them" if options.decide == "approve" else "if they are approved"
+        yield f"\nThe proposals for these customers destroy rows, or may, {fate}:"
+        for each in planned.destructive:
+            actions = "; ".join(map(describe, each.actions))
+            yield f"  {each.external_id}: {actions or 'the proposal cannot be read'}"
+    if planned.failed:
+        names = listed(planned.failed, 10)
+        yield f"\nFailed before, and not imported again while their files stay the same: {names}."

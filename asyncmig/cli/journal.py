@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from asyncmig import generations
+from asyncmig.cli.last_run import check_journal
 from asyncmig.cli.options import DEFAULT_JOURNAL, ApiOption, ExternalId, JournalOption, JsonOption
 from asyncmig.cli.output import SCHEMA, clean, counted, listed, print_line, say, words_console
 from asyncmig.customers.status import CustomerStatus
@@ -51,8 +52,7 @@ def compact(journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = Fals
     Meanwhile, processes that write the journal wait: some seconds for each gigabyte.
     """
     opened = _file(journal, "it reuses the space of forgotten customers by itself (autovacuum)")
-    asyncio.run(_existing(opened))
-    before, after = asyncio.run(opened.compact())
+    before, after = asyncio.run(_compact(opened))
     if as_json:
         print_line({"schema": SCHEMA, "journal": str(journal), "bytes_before": before, "bytes": after})
     else:
@@ -131,17 +131,18 @@ async def _adopt(place: JournalPlace, external_id: str, resource_id: str, api: s
 
     `api`: the API generation of a customer that the journal does not have. Raises as `asyncmig.jobs.migrate.adopt`.
     """
-    async with open_journal(place, read_only=True):
-        pass  # opening it for writing would create one
+    await check_journal(place)  # opening it for writing would create one
     async with open_journal(place) as journal:
         record = (await read_records(journal)).get(external_id)
         await migrate.adopt(journal, external_id, resource_id, api=record.api if record else api)
         return (await read_record(journal, external_id)).ids
 
 
-async def _existing(journal: Journal) -> None:
-    """Raise `JournalError` if there is no journal: opening it for writing would create one."""
-    await journal.events(limit=0)
+async def _compact(journal: Journal) -> tuple[int, int]:
+    await journal.events(
+        limit=0
+    )  # raises `JournalError` if there is none; opening it for writing would create one
+    return await journal.compact()
 
 
 async def _forget(
@@ -152,23 +153,22 @@ async def _forget(
     async with open_journal(place, read_only=True) as reader:
         known = {status.external_id: status for status in await read_statuses(reader)}
     for name in names:
-        _check_may_go(place, name, known.get(name), force=force)
-    chosen = dict.fromkeys([*names, *(_old(known.values(), older_than) if older_than is not None else ())])
+        if name not in known:
+            raise InvalidInput("EXTERNAL_ID", name, f"is not in the journal {place}")
+        if (outcome := known[name].outcome) != "delivered" and not force:
+            reason = (
+                f"is {outcome}, not delivered: --force forgets it anyway; then nothing can find its company"
+            )
+            raise InvalidInput("EXTERNAL_ID", name, reason)
+    old = [] if older_than is None else _delivered_before(known.values(), older_than)
+    chosen = list(dict.fromkeys([*names, *old]))
     async with open_journal(place) as journal:
         for name in chosen:
             await journal.forget(name)
-    return list(chosen)
+    return chosen
 
 
-def _check_may_go(place: JournalPlace, name: str, status: CustomerStatus | None, *, force: bool) -> None:
-    if status is None:
-        raise InvalidInput("EXTERNAL_ID", name, f"is not in the journal {place}")
-    if status.outcome != "delivered" and not force:
-        reason = f"is {status.outcome}, not delivered: --force forgets it anyway; then nothing can find its company"
-        raise InvalidInput("EXTERNAL_ID", name, reason)
-
-
-def _old(known: Iterable[CustomerStatus], days: int) -> list[str]:
+def _delivered_before(known: Iterable[CustomerStatus], days: int) -> list[str]:
     """Return the customers that were delivered more than so many days ago."""
     limit = datetime.now(UTC) - timedelta(days=days)
     return [

@@ -116,12 +116,10 @@ class LastRun(msgspec.Struct, frozen=True, kw_only=True):
         """Return the settings, with paths that are valid in the present folder."""
         if Path.cwd() == Path(self.folder):
             return self.settings
-        moved = {
-            name: path_from(Path(self.folder), name, text)
+        return {
+            name: path_from(Path(self.folder), name, text) if name in PATHS else text
             for name, text in self.settings.items()
-            if name in PATHS
         }
-        return {**self.settings, **moved}
 
     def is_queued(self, external_id: str) -> bool:
         """Return whether a customer was given to a queue."""

@@ -5,14 +5,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, ParamSpec, Protocol, TypeVar, cast, get_type_hints
+from typing import Annotated, ParamSpec, Protocol, cast, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 from typer.models import OptionInfo
 
-from asyncmig._core.duration import parse_duration
-from asyncmig._core.limits import Limits, Rate, parse_rate
+from asyncmig._core.limits import Rate, parse_rate
 from asyncmig.errors import InvalidInput
 from asyncmig.journal import JournalPlace
 
@@ -28,16 +27,13 @@ __all__ = [
     "ReportOption",
     "SelectOption",
     "dataclass_options",
-    "duration_option",
     "environment_name",
     "journal_option",
-    "limits_option",
     "rate_option",
     "setting_option",
     "source_of",
 ]
 
-T = TypeVar("T")
 DEFAULT_RATE = Rate()
 
 
@@ -46,44 +42,41 @@ def environment_name(setting: str) -> str:
     return f"ASYNCMIG_{setting.upper()}"
 
 
-def setting_option(name: str, metavar: str, words: str, *, least: float | None = None) -> OptionInfo:
-    """Return the option of a setting, which an environment variable can also set. `least`: the smallest number."""
-    option = typer.Option(
-        help=words, metavar=metavar, min=least, envvar=environment_name(name), show_envvar=False
-    )
-    assert isinstance(option, OptionInfo)
-    return option
+def setting_option(
+    name: str | None,
+    metavar: str,
+    words: str,
+    *,
+    least: float | None = None,
+    parse: Callable[[str], object] | None = None,
+) -> OptionInfo:
+    """Return the option of a setting. An environment variable can also set it, unless `name` is None.
 
+    `least`: the smallest number. `parse`: makes the value of the text; raises `InvalidInput`.
+    """
 
-def rate_option(envvar: str | None = None) -> OptionInfo:
-    """Return an option that takes a rate limit."""
-    return _option(parse_rate, "The rate limit: requests in a window, such as 100/60s.", envvar, "RATE")
-
-
-def limits_option(envvar: str) -> OptionInfo:
-    """Return an option that takes all limits of a server."""
-    words = (
-        "All limits of the server, instead of --rate and --scope: per-endpoint, per-key, per-minute, by-class, or "
-        "what differs from by-class, such as agent=50/1h,runs=5."
-    )
-    return _option(Limits.parse, words, envvar, "LIMITS")
-
-
-def duration_option(words: str, envvar: str) -> OptionInfo:
-    """Return an option that takes a duration."""
-    return _option(parse_duration, words, envvar, "DURATION")
-
-
-def _option(parse: Callable[[str], T], words: str, envvar: str | None, metavar: str) -> OptionInfo:
-    def parser(value: object) -> T:
+    def parser(text: object) -> object:
+        assert parse is not None
         try:
-            return parse(str(value))  # a default is parsed from its own text
+            return parse(str(text))  # a default is parsed from its own text
         except InvalidInput as error:
             raise typer.BadParameter(f"{error.value!r} {error.reason}") from error
 
-    option = typer.Option(parser=parser, help=words, envvar=envvar, show_envvar=False, metavar=metavar)
-    assert isinstance(option, OptionInfo)
-    return option
+    return OptionInfo(
+        default=...,
+        help=words,
+        metavar=metavar,
+        min=least,
+        parser=parser if parse else None,
+        envvar=environment_name(name) if name else None,
+        show_envvar=False,
+    )
+
+
+def rate_option(name: str | None) -> OptionInfo:
+    """Return an option that takes a rate limit; `name` as in `setting_option`."""
+    words = "The rate limit: requests in a window, such as 100/60s."
+    return setting_option(name, "RATE", words, parse=parse_rate)
 
 
 P = ParamSpec("P")
@@ -168,10 +161,14 @@ def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | Non
             callback(context, place)
         return place
 
-    words = "Where the state of every customer is kept: a file, a postgresql:// URL, or an environment variable that "
-    words += "holds such a URL."
-    words += " Options that are not given have the values of its last run." if callback else ""
-    option = typer.Option(
+    words = (
+        "Where the state of every customer is kept: a file, a postgresql:// URL, or an environment variable that "
+        "holds such a URL."
+    )
+    if callback is not None:
+        words += " Options that are not given have the values of its last run."
+    return OptionInfo(
+        default=...,
         help=words,
         envvar=environment_name("journal"),
         show_envvar=False,
@@ -180,8 +177,6 @@ def journal_option(callback: Callable[[typer.Context, JournalPlace], None] | Non
         parser=lambda text: JournalPlace(str(text)),
         metavar="JOURNAL",
     )
-    assert isinstance(option, OptionInfo)
-    return option
 
 
 def _without_password(context: typer.Context, place: JournalPlace) -> JournalPlace:

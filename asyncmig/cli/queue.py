@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -16,7 +16,6 @@ from asyncmig.errors import InvalidInput
 
 if TYPE_CHECKING:
     from asyncmig.customers.options import OptionOverrides
-
 
 __all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url"]
 
@@ -83,12 +82,12 @@ async def _outcomes(
         logging.getLogger(name).addHandler(logging.NullHandler())
     async with MigrationQueue(url, api=api) as queue:
         on_connected()
-        async for outcome in queue.run([_absolute(spec) for spec in specs], **asked):
+        absolute = [
+            msgspec.structs.replace(spec, files=tuple(path.absolute() for path in spec.files))
+            for spec in specs
+        ]
+        async for outcome in queue.run(absolute, **asked):
             yield outcome
-
-
-def _absolute(spec: Spec) -> Spec:
-    return msgspec.structs.replace(spec, files=tuple(path.absolute() for path in spec.files))
 
 
 _OF_THE_WORKERS = {
@@ -130,19 +129,10 @@ WORKERS_OWN = frozenset({"answers", "cancel_blocked_after", "decide", "filter", 
 
 def option_overrides(options: Settings, given: Collection[str], *, retry_failed: bool) -> "OptionOverrides":
     """Return the options that are part of the jobs: the `given` ones. The workers' values apply to the others."""
-    overrides: OptionOverrides = {"retry_failed": True} if retry_failed else {}
-    if "decide" in given:
-        overrides["decide"] = options.policy
-    if "answers" in given:
-        overrides["answers"] = options.migration_options().answers
-    if "cancel_blocked_after" in given:
-        overrides["cancel_blocked_after"] = options.migration_options().cancel_blocked_after
-    if "filter" in given:
-        overrides["row_filter"] = options.filter
-    if "retries" in given:
-        overrides["retries"] = options.retries
-    if "if_changed" in given:
-        overrides["if_changed"] = options.migration_options().if_changed
-    if "deliver_rejected" in given:
-        overrides["deliver_rejected"] = options.deliver_rejected
-    return overrides
+    values = options.migration_options()
+    overrides: dict[str, object] = {"retry_failed": True} if retry_failed else {}
+    for setting in (*WORKERS_OWN, "deliver_rejected"):
+        if setting in given:
+            name = "row_filter" if setting == "filter" else setting
+            overrides[name] = getattr(values, name)
+    return cast("OptionOverrides", overrides)

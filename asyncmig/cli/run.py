@@ -72,7 +72,7 @@ async def drive(
         report = ReportFile(options.out, manifest, session, options.api)
         records = before = await _records(journal, options.journal)
         statuses = statuses_of(records) if journal or records else read_outcomes(options.out)
-        selected = select(wanted.selection, manifest, statuses) if wanted.selection is not None else None
+        selected = select(wanted.selection, manifest, statuses)
         report.begin(records)
         say_removed(manifest, records, words)
         check_folders(options.out, manifest)

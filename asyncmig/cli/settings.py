@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from asyncmig import generations
-from asyncmig._core.duration import Duration
+from asyncmig._core.duration import Duration, parse_duration
 from asyncmig._core.limits import Limits
 from asyncmig._io.addresses import shown_url
 from asyncmig.cli.connection import ConnectionSettings
@@ -23,7 +23,6 @@ from asyncmig.cli.options import (
     JournalOption,
     JsonOption,
     ReportOption,
-    duration_option,
     environment_name,
     setting_option,
     source_of,
@@ -119,10 +118,12 @@ class Settings(ConnectionSettings):
     ] = None
     cancel_blocked_after: Annotated[
         Duration | None,
-        duration_option(
+        setting_option(
+            "cancel_blocked_after",
+            "DURATION",
             "Cancel a run that has waited for a person this long, such as 30m, to free its run slot. Only with "
             "--api migrations.",
-            environment_name("cancel_blocked_after"),
+            parse=parse_duration,
         ),
     ] = None
     filter: Annotated[
@@ -169,8 +170,11 @@ class Settings(ConnectionSettings):
     ] = 500
     max_duration: Annotated[
         Duration | None,
-        duration_option(
-            "Stop like Ctrl-C after this time, such as 90s, 45m or 1h30m.", environment_name("max_duration")
+        setting_option(
+            "max_duration",
+            "DURATION",
+            "Stop like Ctrl-C after this time, such as 90s, 45m or 1h30m.",
+            parse=parse_duration,
         ),
     ] = None
     stop_after_failures: Annotated[
@@ -194,9 +198,7 @@ class Settings(ConnectionSettings):
         options = MigrationOptions(
             decide=self.policy,
             answers=() if self.answers is None else read_answer_rules(self.answers),
-            cancel_blocked_after=None
-            if self.cancel_blocked_after is None
-            else self.cancel_blocked_after.seconds,
+            cancel_blocked_after=self.cancel_blocked_after.seconds if self.cancel_blocked_after else None,
             row_filter=self.filter,
             retries=self.retries,
             retry_failed=retry_failed,
@@ -248,33 +250,27 @@ def _from_manifest(context: typer.Context, manifest: Path) -> Path:
 
     Raises `InvalidManifest` for unknown settings.
     """
-    if not context.resilient_parsing:
-        context.default_map = _settings_of(manifest)
-    return manifest
-
-
-def _settings_of(manifest: Path) -> dict[str, str]:
+    if context.resilient_parsing:
+        return manifest
     defaults = {name.replace("-", "_"): value for name, value in read_defaults(manifest).items()}
-    faults = tuple(_faults(defaults))
-    if faults:
+    if faults := tuple(_faults(defaults)):
         raise InvalidManifest(str(manifest), faults)
-    return {
+    context.default_map = {
         name: path_from(manifest.parent, name, str(value)) if name in PATHS else str(value)
         for name, value in defaults.items()
     }
+    return manifest
 
 
 def _faults(defaults: dict[str, object]) -> Iterator[ManifestFault]:
     for name, value in defaults.items():
         if name not in SETTING_NAMES:
-            yield ManifestFault(
-                line=None,
-                field=f"defaults.{name}",
-                reason=f"is not a setting; there are {', '.join(SETTING_NAMES)}",
-            )
+            reason = f"is not a setting; there are {', '.join(SETTING_NAMES)}"
         elif not isinstance(value, str | int | float):
             reason = f"must be a string, a number, true or false: {value!r}"
-            yield ManifestFault(line=None, field=f"defaults.{name}", reason=reason)
+        else:
+            continue
+        yield ManifestFault(line=None, field=f"defaults.{name}", reason=reason)
 
 
 ManifestArgument = Annotated[
@@ -301,10 +297,6 @@ class Options(Settings):
         return cls(
             manifest=manifest, **{field.name: getattr(settings, field.name) for field in fields(Settings)}
         )
-
-    def at(self, base_url: str) -> "Options":
-        """Return the same, for another server."""
-        return replace(self, base_url=base_url)
 
     def command(
         self,

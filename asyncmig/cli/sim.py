@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -30,7 +30,6 @@ from asyncmig.simulator import (
     Faults,
     RunDurations,
     Variants,
-    Verdict,
     World,
     migrations,
     serve,
@@ -38,6 +37,7 @@ from asyncmig.simulator import (
 
 __all__ = ["SimOptions", "new_world", "parse_faults", "sim", "world_of"]
 
+V = TypeVar("V", Variants, migrations.Variants)
 _SHARE = 0.05
 """The rate of a fault for which none is given."""
 
@@ -79,7 +79,7 @@ class SimOptions:
             "agent=50/1h,runs=5.",
         ),
     ] = None
-    rate: Annotated[Rate, rate_option()] = DEFAULT_RATE
+    rate: Annotated[Rate, rate_option(None)] = DEFAULT_RATE
     scope: Annotated[
         Scope,
         typer.Option(
@@ -118,25 +118,13 @@ class SimOptions:
 
 
 def parse_faults(
-    asked: Iterable[str], seed: int, given: Mapping[str, float] | None = None
-) -> tuple[Faults, Variants]:
+    asked: Iterable[str], seed: int, variants: V, known: Collection[str], given: Mapping[str, float] = {}
+) -> tuple[Faults, V]:
     """Return the faults and variants that `NAME[:RATE]` arguments select, in addition to `given`.
 
+    `variants`: those of a usual server. `known`: the names of variants.
+
     Raises `InvalidInput` for an unknown name and for a rate outside of 0 to 1.
-    """
-    faults, chosen = _chosen(asked, seed, given or {}, VARIANTS)
-    variants = Variants()
-    for name, rate in chosen.items():
-        variants = variants.having(name, rate)
-    return faults, variants
-
-
-def _chosen(
-    asked: Iterable[str], seed: int, given: Mapping[str, float], known: Collection[str]
-) -> tuple[Faults, dict[str, float]]:
-    """Return the faults that `NAME[:RATE]` arguments select in addition to `given`, and the variants by rate.
-
-    `known`: the names of the variants. Raises `InvalidInput` for an unknown name and for a rate outside of 0 to 1.
     """
     wanted = dict(given)
     for each in asked:
@@ -152,7 +140,10 @@ def _chosen(
         wanted[name] = rate
     wanted = {name: rate for name, rate in wanted.items() if rate}  # a rate of 0 disables a fault
     faults = Faults({name: rate for name, rate in wanted.items() if name in FAULTS}, rng=Random(seed))
-    return faults, {name: rate for name, rate in wanted.items() if name not in FAULTS}
+    for name, rate in wanted.items():
+        if name not in FAULTS:
+            variants = variants.having(name, rate)
+    return faults, variants
 
 
 def new_world(
@@ -183,12 +174,7 @@ def new_world(
 
 def _durations(pace: float) -> RunDurations:
     usual = RunDurations()
-    return RunDurations(
-        queued=usual.queued * pace,
-        base=usual.base * pace,
-        per_row=usual.per_row * pace,
-        sigma=usual.sigma,
-    )
+    return RunDurations(queued=usual.queued * pace, base=usual.base * pace, per_row=usual.per_row * pace)
 
 
 def world_of(options: SimOptions) -> tuple[World | migrations.World, Faults]:
@@ -202,7 +188,8 @@ def world_of(options: SimOptions) -> tuple[World | migrations.World, Faults]:
     if options.profile not in PROFILES:
         known = "; ".join(f"{name} ({profile.about})" for name, profile in PROFILES.items())
         raise InvalidInput("--profile", options.profile, f"is not known; there are {known}")
-    faults, variants = parse_faults(options.fault or (), options.seed, PROFILES[options.profile].goes_wrong)
+    goes_wrong = PROFILES[options.profile].goes_wrong
+    faults, variants = parse_faults(options.fault or (), options.seed, Variants(), VARIANTS, goes_wrong)
     world = new_world(
         seed=options.seed,
         rate=options.rate,
@@ -224,10 +211,9 @@ def _migrations_world(options: SimOptions) -> tuple[migrations.World, Faults]:
         if value != usual:
             instead = "choose variants and faults with --fault" if name == "--profile" else "use --limits"
             raise InvalidInput(name, value, f"requires --api companies; with --api migrations, {instead}")
-    faults, chosen = _chosen(options.fault or (), options.seed, {}, migrations.VARIANTS)
-    variants = migrations.Variants()
-    for name, share in chosen.items():
-        variants = variants.having(name, share)
+    faults, variants = parse_faults(
+        options.fault or (), options.seed, migrations.Variants(), migrations.VARIANTS
+    )
     try:
         limits = None if options.limits is None else migrations.Limits.parse(options.limits)
     except ValueError as error:
@@ -291,24 +277,12 @@ async def _serve(options: SimOptions, data: Console, words: Console, *, as_json:
             await interrupted.wait()
         verdict = world.verdict(asyncio.get_running_loop().time())
         if options.ledger is not None:
-            _write_ledger(options.ledger, world, verdict)
+            lines = [{"type": "request", **asdict(entry)} for entry in world.ledger.entries]
+            lines.append({"type": "verdict", **asdict(verdict)})
+            options.ledger.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
         if as_json:
             print_line({"schema": SCHEMA, "requests": len(world.ledger.entries), "verdict": verdict})
-        else:
-            _print_verdict(words, world, verdict)
-
-
-def _write_ledger(path: Path, world: World | migrations.World, verdict: Verdict | migrations.Verdict) -> None:
-    lines = [{"type": "request", **asdict(entry)} for entry in world.ledger.entries]
-    lines.append({"type": "verdict", **asdict(verdict)})
-    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-
-
-def _print_verdict(
-    words: Console, world: World | migrations.World, verdict: Verdict | migrations.Verdict
-) -> None:
-    ledger = world.ledger
-    say(
-        words, f"{len(ledger.entries):,} requests received, {ledger.over_the_limit:,} of them over the limit."
-    )
-    say(words, f"Verdict on the clients: {verdict}.")
+            return
+        over = world.ledger.over_the_limit
+        say(words, f"{len(world.ledger.entries):,} requests received, {over:,} of them over the limit.")
+        say(words, f"Verdict on the clients: {verdict}.")

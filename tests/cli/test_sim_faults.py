@@ -17,18 +17,20 @@ from asyncmig.simulator import FAULTS, SOURCES, VARIANTS, Fault, Variants, gener
 )
 def test_a_fault_that_makes_no_sense_is_named(asked: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        parse_faults([asked], seed=1)
+        parse_faults([asked], 1, Variants(), VARIANTS)
     assert refused.value.field == "--fault"
 
 
 def test_a_rate_of_0_is_not_at_all() -> None:
-    faults, variants = parse_faults(["hang:0", "no-zip:0", "drift:0"], seed=1)
+    faults, variants = parse_faults(["hang:0", "no-zip:0", "drift:0"], 1, Variants(), VARIANTS)
     assert variants == Variants()
     assert faults.pick("GET /sources", 0.0) == Fault()
 
 
 def test_every_name_is_understood() -> None:
-    faults, variants = parse_faults([f"{name}:0.01" for name in [*FAULTS, *VARIANTS]], seed=1)
+    faults, variants = parse_faults(
+        [f"{name}:0.01" for name in [*FAULTS, *VARIANTS]], 1, Variants(), VARIANTS
+    )
     assert variants.zip_status == 404
     assert variants.stale == 0.01
     assert faults.pick("GET /sources", 0.0) is not None
@@ -45,7 +47,7 @@ async def test_a_fleet_gets_through_them_over_real_sockets(tmp_path: Path) -> No
         "stale",
         "lagging-run",
     ]
-    faults, variants = parse_faults(asked, seed=3)
+    faults, variants = parse_faults(asked, 3, Variants(), VARIANTS)
     plans = {plan.external_id: plan for plan in generate(tmp_path / "in", customers=6, seed=3)}
     ids = {name: each for each, name in SOURCES.items()}
     with (tmp_path / "in" / "customers.csv").open(encoding="utf-8") as file:
