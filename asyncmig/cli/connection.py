@@ -2,7 +2,10 @@
 another API generation."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Annotated, TypeVar, final
 from urllib.parse import urlsplit
@@ -30,6 +33,7 @@ __all__ = [
     "open_session",
     "run_at",
     "timeouts_at",
+    "why_unknown",
 ]
 
 T = TypeVar("T")
@@ -124,6 +128,30 @@ def run_at(speed: float, main: Coroutine[object, object, T]) -> T:
     """Run `main` on an event loop whose clock runs `speed` times as fast as the wall clock."""
     with asyncio.Runner(loop_factory=None if speed == 1 else lambda: fast_loop(speed)) as runner:
         return runner.run(main)
+
+
+async def why_unknown(host: str, patience: float) -> str | None:
+    """Return why a host has no address; None if it has one. `patience`: seconds to wait for the name server.
+
+    A resolver that hangs cannot be cancelled. It runs in a daemon thread, which does not delay the process's end.
+    """
+    answer = Future[str | None]()
+    answer.set_running_or_notify_cancel()  # a time-out must not cancel it: the thread sets its result
+
+    def ask() -> None:
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError) as error:
+            answer.set_result(f"{host}: {getattr(error, 'strerror', None) or error}")
+        else:
+            answer.set_result(None)
+
+    threading.Thread(target=ask, name="asyncmig-resolver", daemon=True).start()
+    try:
+        async with asyncio.timeout(patience):
+            return await asyncio.wrap_future(answer)
+    except TimeoutError:
+        return f"{host}: the name server did not answer within {patience:g} s"
 
 
 @final

@@ -35,7 +35,7 @@ from asyncmig.errors import InvalidInput
 from asyncmig.jobs.manifest import read_manifest
 from asyncmig.jobs.outputs import check_folder
 from asyncmig.journal import JournalPlace
-from asyncmig.simulator import Ledger, Plan, RunDurations, World, generate, migrations, serve
+from asyncmig.simulator import Plan, RunDurations, World, generate, migrations, serve
 from asyncmig.simulator.migrations import data as migrations_data
 
 __all__ = ["demo"]

@@ -4,11 +4,8 @@ import asyncio
 import email.utils
 import os
 import platform
-import socket
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +20,7 @@ from yarl import URL
 from asyncmig import generations
 from asyncmig._core.retry import RetryPolicy
 from asyncmig._io.addresses import Proxies
-from asyncmig.cli.connection import ConnectionSettings, open_session, run_at
+from asyncmig.cli.connection import ConnectionSettings, open_session, run_at, why_unknown
 from asyncmig.cli.exit_codes import DELIVERED, KEY_REFUSED, RESUMABLE, USAGE, code_of_error, sentence
 from asyncmig.cli.json_output import Budget, read_report
 from asyncmig.cli.options import DEFAULT_JOURNAL, ApiOption, JournalOption, JsonOption
@@ -59,7 +56,7 @@ _EXTRAS = {
     "saq": ("saq",),
 }
 _PATIENCE = 15.0
-"""Seconds (loop's clock) to wait for the server's response."""
+"""Seconds (loop's clock) to wait for the server's response, and for the name server's."""
 _BUSY = 2.0
 """Real seconds that another program may keep the journal locked."""
 _READ_THROUGH = 256 * 1024 * 1024
@@ -106,7 +103,11 @@ async def examine(
     if journal.path is not None:
         yield _journal_folder(journal.path)
     yield await _journal(journal)
-    for finding in await _server(reach, generation):
+    found = [finding async for finding in _server(reach, generation)]
+    for name in ("server", "API key", "clock"):
+        if name not in [finding.what for finding in found]:
+            found.append(Diagnosis(name, "was not checked", None))
+    for finding in found:
         yield finding
     if generation.endpoints:
         yield await _plan(journal)
@@ -116,10 +117,11 @@ async def examine(
 
 def _versions() -> Diagnosis:
     libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
-    installed = {extra: all(map(find_spec, modules)) for extra, modules in _EXTRAS.items()}
-    extras = ", ".join(f"{name} {'yes' if is_here else 'no'}" for name, is_here in installed.items())
-    python, sqlite = platform.python_version(), sqlite3.sqlite_version
-    return Diagnosis("versions", f"Python {python}, {libraries}, SQLite {sqlite}; extras: {extras}")
+    extras = [
+        f"{name} {'yes' if all(map(find_spec, modules)) else 'no'}" for name, modules in _EXTRAS.items()
+    ]
+    text = f"Python {platform.python_version()}, {libraries}, SQLite {sqlite3.sqlite_version}"
+    return Diagnosis("versions", f"{text}; extras: {', '.join(extras)}")
 
 
 def _version(package: str) -> str:
@@ -202,23 +204,20 @@ def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY, isolation_level=None, check_same_thread=False)
 
 
-async def _server(reach: ConnectionSettings, generation: Generation) -> list[Diagnosis]:
-    """Send one request, and return what its response says about the server, the key and the clock."""
+async def _server(reach: ConnectionSettings, generation: Generation) -> AsyncIterator[Diagnosis]:
+    """Send one request, and yield what its response says about the server, the key and the clock."""
     if not os.environ.get("VERN_API_KEY", "").strip():
-        found = [Diagnosis("API key", "VERN_API_KEY is not set", USAGE)]
-    else:
-        try:
-            # Without the journal, no send log is written. A 429 is a result here, so it is not retried.
-            session = open_session(reach, None, retry=RetryPolicy(attempts=1))
-        except InvalidInput as error:
-            what = "API key" if error.field == "api_key" else "server"
-            found = [Diagnosis(what, sentence(error), USAGE)]
-        else:
-            async with session:
-                found = [finding async for finding in _asked(session, generation, reach.speed)]
-    checked = [finding.what for finding in found]
-    others = [name for name in ("server", "API key", "clock") if name not in checked]
-    return [*found, *(Diagnosis(name, "was not checked", None) for name in others)]
+        yield Diagnosis("API key", "VERN_API_KEY is not set", USAGE)
+        return
+    try:
+        # Without the journal, no send log is written. A 429 is a result here, so it is not retried.
+        session = open_session(reach, None, retry=RetryPolicy(attempts=1))
+    except InvalidInput as error:
+        yield Diagnosis("API key" if error.field == "api_key" else "server", sentence(error), USAGE)
+        return
+    async with session:
+        async for finding in _asked(session, generation, reach.speed):
+            yield finding
 
 
 async def _asked(session: Session, generation: Generation, speed: float) -> AsyncIterator[Diagnosis]:
@@ -230,7 +229,9 @@ async def _asked(session: Session, generation: Generation, speed: float) -> Asyn
         return
     method, _, path = endpoint.partition(" ")
     try:
-        if unknown := await _unknown_host(url):
+        proxy = Proxies().proxy_for(url)
+        first_host = (proxy.url if proxy else URL(url)).host or ""
+        if unknown := await why_unknown(first_host, _PATIENCE):
             yield Diagnosis("server", f"{url} cannot be reached: {unknown}{_by_proxy(url)}", RESUMABLE)
             return
         async with asyncio.timeout(_PATIENCE):
@@ -291,33 +292,6 @@ def _another(url: str, path: str, status: int, how: str) -> Diagnosis:
 def _by_proxy(url: str) -> str:
     proxy = Proxies().proxy_for(url)
     return f" (through the proxy {proxy.url})" if proxy else ""
-
-
-async def _unknown_host(url: str) -> str | None:
-    """Return why the first host on the way to a server (a proxy or the server) has no address; None if it has one.
-
-    A resolver that hangs cannot be cancelled. It runs in a daemon thread, which delays neither the next check nor the
-    end of the process.
-    """
-    proxy = Proxies().proxy_for(url)
-    host = (proxy.url if proxy else URL(url)).host or ""
-    answer = Future[str | None]()
-    answer.set_running_or_notify_cancel()  # a time-out must not cancel it: the thread sets its result
-
-    def ask() -> None:
-        try:
-            socket.getaddrinfo(host, None)
-        except (OSError, UnicodeError) as error:
-            answer.set_result(f"{host}: {getattr(error, 'strerror', None) or error}")
-        else:
-            answer.set_result(None)
-
-    threading.Thread(target=ask, name="asyncmig-doctor", daemon=True).start()
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            return await asyncio.wrap_future(answer)
-    except TimeoutError:
-        return f"{host}: the name server did not answer within {_PATIENCE:g} s"
 
 
 def _clock(said: str | None, speed: float) -> Diagnosis:

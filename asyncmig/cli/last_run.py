@@ -30,6 +30,7 @@ __all__ = [
     "remember_queued",
 ]
 
+_log = logging.getLogger("asyncmig")
 _READERS: Mapping[str, Callable[[str], object]] = {
     "out": Path,
     "journal": JournalPlace,
@@ -51,12 +52,8 @@ _READERS: Mapping[str, Callable[[str], object]] = {
 def read_settings(texts: Mapping[str, str]) -> Settings:
     """Parse the settings that `Settings.given` returns. Raises `ValueError` for other text."""
     values = {name: _READERS.get(name, str)(text) for name, text in texts.items()}
-    return replace(
-        Settings(), **cast("dict[str, Never]", values)
-    )  # each reader returns the type of its field
-
-
-_log = logging.getLogger("asyncmig")
+    # Each reader returns the type of its field.
+    return replace(Settings(), **cast("dict[str, Never]", values))
 
 
 def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
@@ -67,17 +64,13 @@ def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
     last = _recall(journal)
     if last.queue is None:  # otherwise the workers have a journal of their own
         asyncio.run(check_journal(journal))
-    _take(context, last)
+    context.obj, context.default_map = last, dict(last.defaults())
 
 
 def from_last_run_if_any(context: typer.Context, journal: JournalPlace) -> None:
     """Do the same if there was a last run: the journal may have been written by a program instead."""
     if last := recall_if_any(journal):
-        _take(context, last)
-
-
-def _take(context: typer.Context, last: "LastRun") -> None:
-    context.obj, context.default_map = last, dict(last.defaults())
+        context.obj, context.default_map = last, dict(last.defaults())
 
 
 @final

@@ -34,7 +34,10 @@ __all__ = [
     "source_of",
 ]
 
+P = ParamSpec("P")
 DEFAULT_RATE = Rate()
+_HYPHEN = "\ue000"
+_KIND = inspect.Parameter.KEYWORD_ONLY
 
 
 def environment_name(setting: str) -> str:
@@ -77,13 +80,6 @@ def rate_option(name: str | None) -> OptionInfo:
     """Return an option that takes a rate limit; `name` as in `setting_option`."""
     words = "The rate limit: requests in a window, such as 100/60s."
     return setting_option(name, "RATE", words, parse=parse_rate)
-
-
-P = ParamSpec("P")
-_KIND = inspect.Parameter.KEYWORD_ONLY
-
-
-_HYPHEN = "\ue000"
 
 
 class Command(TyperCommand):

@@ -4,18 +4,16 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import msgspec
 
 from asyncmig._core.server_address import parse_server
 from asyncmig.cli.settings import Settings
+from asyncmig.customers.options import OptionOverrides
 from asyncmig.customers.outcome import Outcome
 from asyncmig.customers.spec import Spec
 from asyncmig.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from asyncmig.customers.options import OptionOverrides
 
 __all__ = ["WORKERS_OWN", "follow", "notes_about", "option_overrides", "queue_url"]
 
@@ -40,7 +38,7 @@ def queue_url(given: str) -> str:
 async def follow(
     url: str,
     specs: Sequence[Spec],
-    asked: "OptionOverrides",
+    asked: OptionOverrides,
     *,
     api: str,
     over: asyncio.Event,
@@ -74,7 +72,7 @@ async def follow(
 
 
 async def _outcomes(
-    url: str, specs: Sequence[Spec], asked: "OptionOverrides", api: str, on_connected: Callable[[], None]
+    url: str, specs: Sequence[Spec], asked: OptionOverrides, api: str, on_connected: Callable[[], None]
 ) -> AsyncGenerator[Outcome]:
     from asyncmig.distributed.saq import MigrationQueue  # the extra is needed only with a queue
 
@@ -127,7 +125,7 @@ WORKERS_OWN = frozenset({"answers", "cancel_blocked_after", "decide", "filter", 
 """Settings for which the workers have values of their own."""
 
 
-def option_overrides(options: Settings, given: Collection[str], *, retry_failed: bool) -> "OptionOverrides":
+def option_overrides(options: Settings, given: Collection[str], *, retry_failed: bool) -> OptionOverrides:
     """Return the options that are part of the jobs: the `given` ones. The workers' values apply to the others."""
     values = options.migration_options()
     overrides: dict[str, object] = {"retry_failed": True} if retry_failed else {}

@@ -248,7 +248,7 @@ SETTING_NAMES = [field.name for field in fields(Settings)]
 def _from_manifest(context: typer.Context, manifest: Path) -> Path:
     """Use the `[defaults]` of a manifest for options that neither the command line nor the environment sets.
 
-    Raises `InvalidManifest` for unknown settings.
+    Raises `InvalidManifest` for unknown settings, and for a `.toml` file that is not TOML.
     """
     if context.resilient_parsing:
         return manifest
