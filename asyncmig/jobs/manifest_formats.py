@@ -231,7 +231,7 @@ def load_toml(text: str) -> dict[str, object] | ManifestFault:
     """Return the content of a manifest in TOML, or why it is not TOML."""
     try:
         return cast("dict[str, object]", tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = _TOML_LINE.search(str(error))
         line = int(found[1]) if found else None
         return ManifestFault(line=line, reason=f"is not TOML ({error})")

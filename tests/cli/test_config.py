@@ -136,7 +136,9 @@ def test_2_a_wrong_value_is_named_with_its_origin(
         (b"external_id,name,source,templates,files\n", "line 1: manifest: is not TOML"),
         (b"[defaults]\nout = '\xff'\n", "line 2: manifest: is not UTF-8"),
         (b"PK\x03\x04", "is a ZIP archive or an Excel workbook"),
+        (b"deep = " + b"[" * 5000, "is not TOML"),
     ],
+    ids=("value", "csv", "encoding", "workbook", "depth"),
 )
 def test_2_the_settings_of_a_manifest_that_is_not_toml_are_not_shown(
     cli: Cli, tmp_path: Path, content: bytes, words: str
