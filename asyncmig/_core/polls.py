@@ -142,10 +142,13 @@ class PollSchedule(Generic[RunT]):
         read, so a lookup skips them.
         """
         self._promote(now)
-        heap = None if lookup else self._before_index(now)
-        if heap is None:
+        if not lookup and first_of(self._prioritised):
+            heap: BucketHeap[RunT] | None = self._prioritised
+        elif not lookup and self._since_parked >= _EVERY_PARKED - 1 and first_of(self._parked):
+            heap = self._parked
+        else:
             heap = self._oldest() if self._is_late(now, pace) else self._best(now)
-        heap = heap or (None if lookup else self._parked)
+            heap = heap or (None if lookup else self._parked)
         if not heap or first_of(heap) is None:
             return None
         run = heap[0][2]
@@ -259,14 +262,6 @@ class PollSchedule(Generic[RunT]):
         """Move the runs whose floor is over to the heaps of runs that may be polled."""
         while (head := first_of(self._below_floor)) and head[0] <= now:
             self._enqueue(head[2], now)
-
-    def _before_index(self, now: float) -> BucketHeap[RunT] | None:
-        """Return the heap whose head goes before the run with the largest W; None if there is none."""
-        if first_of(self._prioritised):
-            return self._prioritised
-        if self._since_parked >= _EVERY_PARKED - 1 and first_of(self._parked):
-            return self._parked
-        return None
 
     def _is_late(self, now: float, pace: float) -> bool:
         """Return whether a run would miss its fairness deadline unless the longest unpolled runs go first now."""

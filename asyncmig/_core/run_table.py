@@ -117,13 +117,11 @@ class RunTable(Struct):
         self.runs[run] = HeldSlot(now, waits=waits or (is_blocked and slot is not None and slot.waits))
         self._end_probe(run)
 
-    def left(self, run: str) -> bool:
-        """Record that a run is not in progress. Return whether it held a slot."""
+    def left(self, run: str) -> None:
+        """Record that a run is not in progress."""
         self._end_probe(run)
-        if self.runs.pop(run, None) is None:
-            return False
-        self.retry_at = float("-inf")
-        return True
+        if self.runs.pop(run, None) is not None:
+            self.retry_at = float("-inf")
 
     def started(self, run: str, now: float) -> None:
         """Record that the server has started the run, or may have: the slot stays taken."""
@@ -133,19 +131,14 @@ class RunTable(Struct):
             self.tries = 0
             self._end_probe(run)
 
-    def not_started(self, run: str) -> bool:
-        """Record that the server did not start the run. Return whether its slot is free now.
-
-        The slot stays taken if the run was in progress before.
-        """
+    def not_started(self, run: str) -> None:
+        """Record that the server did not start the run. Its slot is free, unless it was in progress before."""
         slot = self.runs.get(run)
-        if slot is None or slot.is_known:
-            return False
-        del self.runs[run]
-        if self.probing == run:
-            self.others += 1
-        self._end_probe(run)
-        return True
+        if slot is not None and not slot.is_known:
+            del self.runs[run]
+            if self.probing == run:
+                self.others += 1
+            self._end_probe(run)
 
     def rejected(self, run: str, now: float, *, retry_after: float | None, listed: int | None) -> None:
         """Record a 429 because of the runs in progress. `listed`: how many runs it lists; None without a list."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -172,16 +173,13 @@ def budgets_by_route(
     If several endpoints of a generation have the same route, it has the budgets of all of them. A route that has
     named budgets in one generation and none in another is left out: requests to it charge a budget of their own.
     """
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    found: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     unnamed: set[tuple[str, str]] = set()
     for endpoints in generations:
-        own: dict[tuple[str, str], tuple[str, ...]] = {}
+        own: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         for each in endpoints:
-            shape = route_shape(each)
-            own[shape] = tuple(dict.fromkeys((*own.get(shape, ()), *each.budgets)))
+            own[route_shape(each)] |= dict.fromkeys(each.budgets)
+        unnamed |= {shape for shape, budgets in own.items() if not budgets}
         for shape, budgets in own.items():
-            if budgets:
-                found[shape] = tuple(dict.fromkeys((*found.get(shape, ()), *budgets)))
-            else:
-                unnamed.add(shape)
-    return {shape: budgets for shape, budgets in found.items() if shape not in unnamed}
+            found[shape] |= budgets
+    return {shape: tuple(budgets) for shape, budgets in found.items() if shape not in unnamed}
