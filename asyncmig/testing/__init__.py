@@ -86,7 +86,7 @@ from random import Random
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar, cast, final, overload
 
 from asyncmig._core.arguments import checked_call
-from asyncmig._core.limits import Limits
+from asyncmig._core.limits import Limits, Rate
 from asyncmig.errors import InvalidInput
 from asyncmig.session import Scope, Session, context_of
 from asyncmig.simulator import (
@@ -109,7 +109,6 @@ from asyncmig.simulator import (
     migrations,
     serve,
 )
-from asyncmig.testing.accounts import client_limits, companies_account, migrations_account
 from asyncmig.testing.in_process import Handle, InProcess
 
 if TYPE_CHECKING:
@@ -123,6 +122,7 @@ if TYPE_CHECKING:
     A = TypeVarWithDefault("A", bound=World | migrations.World, default=World)
 else:
     A = TypeVar("A")
+T = TypeVar("T")
 _FLOOR = 0.2
 """Seconds between two reads of a young run, if runs end at once."""
 _AT_ONCE = RunDurations(queued=0.0, base=0.0, per_row=0.0)
@@ -211,9 +211,16 @@ class Simulator(Generic[A]):
         sources: Iterable[str] | None = None,
         schemas: Iterable[object] | None = None,
     ) -> None:
-        _check(api=api, seed=seed, faults=faults, pace=pace, limit=limit, scope=scope, latency=latency)
+        if seed < 0:
+            raise InvalidInput("seed", seed, "must be 0 or more")
+        if not 0 <= latency < float("inf"):
+            raise InvalidInput("latency", latency, "must be a number of seconds, 0 or more")
+        if scope not in ("endpoint", "key"):
+            raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
         self._seed, self._ends_at_once = seed, pace is None
         self._scope: Scope = scope
+        self._limits: Limits | None = None
+        pace, customers = pace or _AT_ONCE, customers or {}
         try:
             self.faults: Faults = faults if isinstance(faults, Faults) else Faults(faults, rng=Random(seed))
         except ValueError as error:
@@ -221,33 +228,40 @@ class Simulator(Generic[A]):
         if api == "companies":
             if limits != "per-endpoint" or not plan:
                 raise InvalidInput("api", api, "has neither `limits` nor `plan`: these require 'migrations'")
-            world: World | migrations.World = companies_account(
+            named = SOURCES if sources is None else sources
+            if not isinstance(named, Mapping):
+                raise InvalidInput("sources", named, "must map ids to names")
+            world: World | migrations.World = World(
                 key=self.api_key,
+                sources=cast("Mapping[str, str]", named),
+                schemas=_each("schemas", SCHEMAS if schemas is None else schemas, Schema),
                 seed=seed,
-                variants=variants,
-                customers=customers or {},
-                pace=pace or _AT_ONCE,
                 limit=limit,
                 scope=scope,
-                sources=SOURCES if sources is None else sources,
-                schemas=SCHEMAS if schemas is None else schemas,
+                pace=pace,
+                variants=_checked("variants", Variants() if variants is None else variants, Variants),
+                customers={name: _script(name, script) for name, script in customers.items()},
             )
-            self._limits: Limits | None = None
-        else:
+        elif api == "migrations":
             if limit is not _usual_limit or scope != "endpoint":
                 raise InvalidInput("api", api, "has neither `limit` nor `scope`: give `limits`")
-            world = migrations_account(
+            usual = migrations.Variants() if variants is None else variants
+            world = migrations.World(
                 key=self.api_key,
+                sources=_each("sources", migrations.SOURCES if sources is None else sources, str),
+                schemas=_each(
+                    "schemas", migrations.SCHEMAS if schemas is None else schemas, migrations.Schema
+                ),
                 seed=seed,
-                variants=variants,
-                customers=customers or {},
-                pace=pace or _AT_ONCE,
-                limits=limits,
+                limits=_parsed(limits),
+                pace=pace,
+                variants=_checked("variants", usual, migrations.Variants),
+                scripts={name: _agent_script(name, script) for name, script in customers.items()},
                 plan=plan,
-                sources=migrations.SOURCES if sources is None else sources,
-                schemas=migrations.SCHEMAS if schemas is None else schemas,
             )
-            self._limits = client_limits(world.limits)
+            self._limits = _client_limits(world.limits)
+        else:
+            raise InvalidInput("api", api, "is neither 'companies' nor 'migrations'")
         if self._ends_at_once:
             world.ledger.shortest_pause = _FLOOR / 2
         self.world: A = cast("A", world)
@@ -300,27 +314,60 @@ class Simulator(Generic[A]):
         return self.world.verdict(asyncio.get_running_loop().time())
 
 
-def _check(
-    *,
-    api: object,
-    seed: object,
-    faults: object,
-    pace: object,
-    limit: object,
-    scope: object,
-    latency: object,
-) -> None:
-    if api not in ("companies", "migrations"):
-        raise InvalidInput("api", api, "is neither 'companies' nor 'migrations'")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InvalidInput("seed", seed, "must be a whole number, 0 or more")
-    if not isinstance(faults, Mapping | Faults | None):
-        raise InvalidInput("faults", faults, "must be shares by the faults' names, or `Faults`")
-    if not isinstance(pace, RunDurations | None):
-        raise InvalidInput("pace", pace, "must be an `asyncmig.simulator.RunDurations`")
-    if not callable(limit):
-        raise InvalidInput("limit", limit, "must make a rate limit, as `lambda: SlidingLog(100)` does")
-    if scope not in ("endpoint", "key"):
-        raise InvalidInput("scope", scope, "is neither 'endpoint' nor 'key'")
-    if not isinstance(latency, int | float) or not 0 <= latency < float("inf"):
-        raise InvalidInput("latency", latency, "must be a number of seconds, 0 or more")
+_WORDS: Mapping[type, str] = {
+    str: "a name",
+    Schema: "of `asyncmig.simulator.Schema`",
+    Variants: "of `asyncmig.simulator.Variants`",
+    migrations.Schema: "of `asyncmig.simulator.migrations.Schema`",
+    migrations.Variants: "of `asyncmig.simulator.migrations.Variants`",
+}
+
+
+def _checked(name: str, value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise InvalidInput(name, value, f"must be {_WORDS[kind]}")
+    return value
+
+
+def _each(name: str, values: Iterable[object], kind: type[T]) -> list[T]:
+    return [_checked(name, value, kind) for value in values]
+
+
+def _script(name: str, script: object) -> Script:
+    if not isinstance(script, Script):
+        raise InvalidInput("customers", name, "must have a script: `Parks(...)` or `Fails(...)`")
+    return script
+
+
+def _agent_script(name: str, script: object) -> migrations.Script:
+    """Return the agent's script for one customer. `Parks` and `Fails` apply to `generate`."""
+    if isinstance(script, migrations.Script):
+        return script
+    if isinstance(script, Fails):
+        return migrations.Script(fails={"generate": script.error}, times=script.times)
+    if not isinstance(script, Parks):
+        raise InvalidInput(
+            "customers", name, "must have a script: `Parks(...)`, `Fails(...)` or `Script(...)`"
+        )
+    questions = tuple(
+        migrations.Question(text=ask.prompt, options=ask.options, allow_custom=ask.allow_custom)
+        for ask in script.asks
+    )
+    return migrations.Script(blocks={"generate": [migrations.Block(questions=questions)]})
+
+
+def _parsed(limits: migrations.Limits | str | None) -> migrations.Limits | None:
+    try:
+        return migrations.Limits.parse(limits) if isinstance(limits, str) else limits
+    except ValueError as error:
+        raise InvalidInput("limits", limits, str(error)) from error
+
+
+def _client_limits(limits: migrations.Limits) -> Limits:
+    """Return an account's limits, as a client needs them."""
+    return Limits(
+        budgets={name: Rate(*rate) for name, rate in limits.rates.items()},
+        endpoint=Rate(*limits.endpoint),
+        key=None if limits.key is None else Rate(*limits.key),
+        runs=limits.runs,
+    )
