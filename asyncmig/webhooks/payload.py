@@ -198,16 +198,8 @@ def _flat(value: object) -> tuple[SheetRows, ...]:
     sheets: list[SheetRows] = []
     for n, each in enumerate(_list(value, "$.sheets")):
         sheet = convert(each, _FlatSheet, f"$.sheets[{n}]")
-        sheets.append(
-            SheetRows(
-                id=sheet.id,
-                name=sheet.name,
-                row_count=sheet.row_count,
-                start_row_index=sheet.start_row_index,
-                end_row_index=sheet.end_row_index,
-                rows=_rows(sheet.data, f"$.sheets[{n}].data", nested=False),
-            )
-        )
+        known = {name: getattr(sheet, name) for name in sheet.__struct_fields__ if name != "data"}
+        sheets.append(SheetRows(**known, rows=_rows(sheet.data, f"$.sheets[{n}].data", nested=False)))
     return tuple(sheets)
 
 

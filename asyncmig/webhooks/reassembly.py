@@ -5,13 +5,13 @@ different indexes have arrived. Bodies are kept undecoded, so that the used memo
 """
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar, cast, final
+from typing import TypeVar, cast, final
 
 import msgspec
 
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import InvalidInput, WebhookRefused
-from asyncmig.webhooks.payload import Batch, Event, Origin, OtherEvent, Row, SheetRows, decode
+from asyncmig.webhooks.payload import Batch, Event, Origin, OtherEvent, SheetRows, decode
 
 __all__ = ["Added", "Export", "Incomplete", "Reassembler"]
 
@@ -77,27 +77,6 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
     """Exports that were dropped to free memory. Their batches are forgotten, so that they can be added again."""
 
 
-class _Remembered(Generic[T]):
-    """A mapping of the latest `size` entries."""
-
-    __slots__ = ("_entries", "_size")
-
-    def __init__(self, size: int) -> None:
-        self._entries: dict[str, T] = {}
-        self._size = size
-
-    def get(self, key: str) -> T | None:
-        return self._entries.get(key)
-
-    def put(self, key: str, value: T) -> None:
-        self._entries[key] = value
-        if len(self._entries) > self._size:
-            del self._entries[next(iter(self._entries))]
-
-    def forget(self, key: str) -> None:
-        self._entries.pop(key, None)
-
-
 class _Pending:
     """An export that is not complete yet."""
 
@@ -129,7 +108,7 @@ class Reassembler:
     Raises `InvalidInput` for a limit below 1.
     """
 
-    __slots__ = ("_bytes", "_done", "_max_bytes", "_pending", "_seen")
+    __slots__ = ("_bytes", "_done", "_max_bytes", "_pending", "_remembered", "_seen")
 
     @checked_call
     def __init__(self, *, max_bytes: int = 128 * 1024**2, remembered: int = 10_000) -> None:
@@ -139,8 +118,11 @@ class Reassembler:
         self._max_bytes, self._bytes = max_bytes, 0
         self._pending: dict[str, _Pending] = {}
         """Incomplete exports by id, in the order in which their latest batches arrived."""
-        self._done: _Remembered[range] = _Remembered(remembered)
-        self._seen: _Remembered[tuple[str, int]] = _Remembered(remembered)
+        self._remembered = remembered
+        self._done: dict[str, range] = {}
+        """The indexes of the latest complete exports."""
+        self._seen: dict[str, tuple[str, int]] = {}
+        """The export and index of the latest batches, by message id."""
 
     @property
     def held_bytes(self) -> int:
@@ -216,7 +198,7 @@ class Reassembler:
 
     def _give_up(self, pending: _Pending) -> Incomplete:
         for message_id, _ in pending.held.values():
-            self._seen.forget(message_id)  # so that it is accepted if it is sent again
+            self._seen.pop(message_id, None)  # so that it is accepted if it is sent again
         self._remove(pending)
         return _incomplete(pending)
 
@@ -234,27 +216,26 @@ class Reassembler:
 
     def _remember(self, message_id: str, place: tuple[str, int]) -> None:
         if message_id:
-            self._seen.put(message_id, place)
+            self._seen[message_id] = place
+            _shorten(self._seen, self._remembered)
 
     def _finished(self, pending: _Pending) -> Export | None:
         if len(pending.held) < pending.total:
             return None
         self._remove(pending)
         lowest = min(pending.held)
-        self._done.put(pending.first.export_id, range(lowest, lowest + pending.total))
+        self._done[pending.first.export_id] = range(lowest, lowest + pending.total)
+        _shorten(self._done, self._remembered)
         message_ids, bodies = pending.in_order()
         first = pending.first
-        return Export(
-            id=first.export_id,
-            event=first.event,
-            version=first.version,
-            workbook_id=first.workbook_id,
-            external_id=first.external_id,
-            company_name=first.company_name,
-            nested=first.nested,
-            message_ids=message_ids,
-            bodies=bodies,
-        )
+        origin = {name: getattr(first, name) for name in Origin.__struct_fields__}
+        return Export(id=first.export_id, message_ids=message_ids, bodies=bodies, **origin)
+
+
+def _shorten(entries: dict[str, T], size: int) -> None:
+    """Forget the oldest entry if there are more than `size`."""
+    if len(entries) > size:
+        del entries[next(iter(entries))]
 
 
 def _cost(body: bytes) -> int:
@@ -296,14 +277,6 @@ def _incomplete(pending: _Pending) -> Incomplete:
 
 
 def _joined(parts: list[SheetRows]) -> SheetRows:
-    rows: list[Row] = []
-    for part in parts:
-        rows += part.rows
-    return SheetRows(
-        id=parts[0].id,
-        name=parts[0].name,
-        row_count=len(rows),
-        start_row_index=parts[0].start_row_index,
-        end_row_index=parts[-1].end_row_index,
-        rows=tuple(rows),
-    )
+    rows = tuple(row for part in parts for row in part.rows)
+    end = parts[-1].end_row_index
+    return msgspec.structs.replace(parts[0], row_count=len(rows), end_row_index=end, rows=rows)

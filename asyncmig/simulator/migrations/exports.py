@@ -1,16 +1,14 @@
 """Routes of rows: the preview, downloads and export jobs; and the storage's GET of a download link."""
 
-import csv
 import gzip
-import io
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from asyncmig.simulator.migrations.account import Account, ExportJob, Ids, Migration
 from asyncmig.simulator.migrations.tables import Sheet, find_flaws
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply, read_body
+from asyncmig.simulator.server.messages import PREFIX, Json, Refusal, Reply, Request, json_reply, read_body
+from asyncmig.simulator.server.tables import csv_text, zip_bytes
 
 __all__ = ["download", "fetch_link", "preview", "read_export", "start_export"]
 
@@ -87,23 +85,25 @@ def start_export(account: Account, request: Request, ids: Ids, now: float) -> Re
         raise Refusal(409, "There is nothing to export")
     if any(now < job.ends_at for job in migration.jobs.values()):
         raise Refusal(409, "An export is already running")
-    queued, seconds = account.pace.draw(sum(len(sheet.rows) for sheet in sheets), account.rng)
+    total = sum(len(sheet.rows) for sheet in sheets)
+    queued, seconds = account.pace.draw(total, account.rng)
+    ends_at = now + queued + seconds
     job = ExportJob(
         id=account.new_id(),
         slugs=slugs,
         format="zip" if body.slugs else "csv",
         fields=body.fields,
         omit_empty=body.omit_empty,
-        total_rows=sum(len(sheet.rows) for sheet in sheets),
+        total_rows=total,
         runs_from=now + queued,
-        ends_at=now + queued + seconds,
-        expires_at=now + queued + seconds + _FILE_LIVES,
+        ends_at=ends_at,
+        expires_at=ends_at + _FILE_LIVES,
         error=migration.next_failure("export"),
     )
     if job.error is None and account.rng.random() < account.variants.failing_jobs:
         job.error = "The export failed"
     migration.jobs[job.id] = job
-    path = f"/api/v1/migrations/{migration.id}/exports/jobs/{job.id}"
+    path = f"{PREFIX}/migrations/{migration.id}/exports/jobs/{job.id}"
     return account.shown(
         202,
         {
@@ -122,25 +122,27 @@ def read_export(account: Account, request: Request, ids: Ids, now: float) -> Rep
     job = migration.jobs.get(ids["job_id"])
     if job is None:
         raise Refusal(404, "Job not found")
-    ended, failed = now >= job.ends_at, now >= job.ends_at and job.error is not None
     if now >= job.expires_at and account.variants.expired_job == "gone":
         raise Refusal(410, "The export has expired")
-    linked = ended and not failed and job.ends_at + account.variants.late_url <= now < job.expires_at
-    content = _content(migration, job) if ended and not failed else b""
-    status = "pending" if now < job.runs_from else "running"
+    if now >= job.ends_at:
+        status = "completed" if job.error is None else "failed"
+    else:
+        status = "pending" if now < job.runs_from else "running"
+    content = _content(migration, job) if status == "completed" else None
+    is_linked = job.ends_at + account.variants.late_url <= now < job.expires_at
     share = max(0.0, min(1.0, (now - job.runs_from) / max(job.ends_at - job.runs_from, 1e-9)))
     return account.shown(
         200,
         {
             "job_id": job.id,
-            "status": "failed" if failed else "completed" if ended else status,
+            "status": status,
             "format": job.format,
             "rows_processed": int(job.total_rows * share),
             "total_rows": job.total_rows,
-            "file_size": len(content) if ended and not failed else None,
-            "error": job.error if failed else None,
+            "file_size": None if content is None else len(content),
+            "error": job.error if status == "failed" else None,
             "expires_at": account.time_text(job.expires_at),
-            "download_url": _link(account, job, content, now) if linked else None,
+            "download_url": None if content is None or not is_linked else _link(account, job, content, now),
         },
     )
 
@@ -156,11 +158,7 @@ def _content(migration: Migration, job: ExportJob) -> bytes:
     }
     if job.format == "csv":
         return files[f"{job.slugs[0]}.csv"]
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    return packed.getvalue()
+    return zip_bytes(files)
 
 
 def _link(account: Account, job: ExportJob, content: bytes, now: float) -> str:
@@ -266,10 +264,7 @@ def _preview_of(
     }
 
 
-def _csv_of(sheet: Sheet, places: Sequence[int], rows: Sequence[Sequence[str]]) -> bytes:
+def _csv_of(sheet: Sheet, places: Sequence[int], rows: Iterable[Sequence[str]]) -> bytes:
     """Return some columns and rows of a sheet as CSV with a header."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow([sheet.header[place] for place in places])
-    writer.writerows([row[place] for place in places] for row in rows)
-    return text.getvalue().encode()
+    header = [sheet.header[place] for place in places]
+    return csv_text(header, ([row[place] for place in places] for row in rows)).encode()
