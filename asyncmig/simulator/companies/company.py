@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import final
+from typing import Annotated, final
 
 import msgspec
 
@@ -15,33 +15,33 @@ from asyncmig.simulator.companies.runs import ExportRun, ImportRun
 from asyncmig.simulator.companies.tables import Table
 from asyncmig.simulator.companies.webhooks import Workbook
 from asyncmig.simulator.server.ledger import BaseVerdict, Ledger, mistake, shared_counts
-from asyncmig.simulator.server.messages import Json, Refusal
+from asyncmig.simulator.server.messages import ExternalId, Filled, Json, Refusal
 from asyncmig.simulator.server.tables import Rows, Unreadable, read_csv, to_table
 
 __all__ = ["Company", "CompanyIn", "ImportIn", "Upload", "UploadIn", "Verdict", "judge"]
 
 
 class CompanyIn(msgspec.Struct, kw_only=True):
-    name: str
-    source: str
-    external_id: str | None = None
+    name: Filled
+    source: Filled
+    external_id: ExternalId | None = None
     template_ids: list[str] | None = None
     connections: dict[str, msgspec.Raw] | None = None
 
 
 class UploadIn(msgspec.Struct, kw_only=True):
-    name: str
-    content_type: str
-    size: int
+    name: Filled
+    content_type: Filled
+    size: Annotated[int, msgspec.Meta(gt=0)]
 
 
 class FileIn(msgspec.Struct, kw_only=True):
-    name: str
-    upload_ref: str
+    name: Filled
+    upload_ref: Filled
 
 
 class ImportIn(msgspec.Struct, kw_only=True):
-    idempotency_key: str
+    idempotency_key: Filled
     files: list[FileIn] | None = None
     rows: list[dict[str, str | int | float | bool | None]] | None = None
 

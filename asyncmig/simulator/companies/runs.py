@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from string import ascii_lowercase
-from typing import TypeAlias, cast, final
+from typing import Literal, TypeAlias, cast, final
 
 import msgspec
 
 from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
 from asyncmig.simulator.companies.variants import Variants
-from asyncmig.simulator.server.messages import Json
+from asyncmig.simulator.server.messages import Filled, Json
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.simulator.server.tables import Rows
 
@@ -82,13 +82,13 @@ Script: TypeAlias = Parks | Fails
 
 
 class AnswerIn(msgspec.Struct, kw_only=True):
-    question_id: str
+    question_id: Filled
     option_id: str | None = None
     custom: str | None = None
 
 
 class DecisionIn(msgspec.Struct, kw_only=True):
-    decision: str
+    decision: Literal["approve", "reject"]
     answers: list[AnswerIn] = []
 
 
@@ -317,8 +317,8 @@ class SelectionIn(msgspec.Struct, kw_only=True):
 
 
 class ExportIn(msgspec.Struct, kw_only=True):
-    mode: str
-    idempotency_key: str
+    mode: Literal["full", "canary"]
+    idempotency_key: Filled
     selection: SelectionIn | None = None
 
     def payload(self) -> bytes:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
@@ -40,7 +39,6 @@ __all__ = ["World"]
 
 Ids = Mapping[str, str]
 R = TypeVar("R", ImportRun, ExportRun)
-_EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _NEVER = float("inf")
 
 
@@ -156,8 +154,6 @@ class World(BaseWorld[Variants]):
         body = read_body(request.body, CompanyIn)
         if body.source not in self.sources:
             raise Refusal(404, "Source not found")
-        if body.external_id is not None and not _EXTERNAL_ID.fullmatch(body.external_id):
-            raise Refusal(400, "external_id is malformed")
         taken = self._taken(body)
         if isinstance(taken, Company):
             return self._created(taken, status=200)
@@ -211,8 +207,6 @@ class World(BaseWorld[Variants]):
 
     def _create_upload(self, request: Request, ids: Ids, now: float) -> Reply:
         company, body = self._company(ids, now), read_body(request.body, UploadIn)
-        if body.size <= 0:
-            raise Refusal(400, "size must be a positive number of bytes")
         ref, token = self.new_id(), self.new_id()
         company.uploads[ref] = self._signed[token] = Upload(
             name=body.name,
@@ -332,8 +326,6 @@ class World(BaseWorld[Variants]):
     def _decide(self, request: Request, ids: Ids, now: float) -> Reply:
         run = self._run(self._company(ids, now).runs, ids, now)
         body = read_body(request.body, DecisionIn)
-        if body.decision not in ("approve", "reject"):
-            raise Refusal(400, "decision must be approve or reject")
         if run.status(now) != "needs_attention":
             raise Refusal(409, "The run is not waiting for a decision")
         self.ledger.decisions.append((run.id, run.parks))
@@ -348,8 +340,6 @@ class World(BaseWorld[Variants]):
         known = company.known(key, payload)
         if known is not None:
             return self._started(ids, company.exports[known], now, is_replay=True)
-        if body.mode not in ("full", "canary"):
-            raise Refusal(400, "mode must be full or canary")
         refuses = {"refused": 400, "conflict": 409}.get(self.variants.unconnected_export)
         if refuses is not None and not company.connected:
             raise Refusal(refuses, "No destination is connected", is_avoidable=False)

@@ -1,13 +1,13 @@
 """Routes of sources, templates, and knowledge."""
 
 from datetime import datetime
-from typing import cast
+from typing import Annotated, cast
 
 import msgspec
 
 from asyncmig.simulator.migrations.account import Account, Ids, Knowledge, Source
 from asyncmig.simulator.migrations.tables import Column, Schema
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, read_body
+from asyncmig.simulator.server.messages import Filled, Json, Refusal, Reply, Request, read_body
 
 __all__ = [
     "list_sources",
@@ -24,7 +24,7 @@ __all__ = [
 
 
 class _SourceIn(msgspec.Struct, kw_only=True):
-    name: str | None = None
+    name: Filled | None = None
     auth_url: str | None = None
 
 
@@ -38,7 +38,7 @@ class _KnowledgeIn(msgspec.Struct, kw_only=True):
 
 
 class _ColumnIn(msgspec.Struct, kw_only=True):
-    name: str
+    name: Filled
     description: str | None = None
     required: bool = False
     unique: bool = False
@@ -49,10 +49,10 @@ class _ColumnIn(msgspec.Struct, kw_only=True):
 
 
 class _TemplateIn(msgspec.Struct, kw_only=True):
-    name: str | None = None
+    name: Filled | None = None
     description: str | msgspec.UnsetType | None = msgspec.UNSET
     grouping: str | msgspec.UnsetType | None = msgspec.UNSET
-    columns: list[_ColumnIn] | None = None
+    columns: Annotated[list[_ColumnIn], msgspec.Meta(min_length=1)] | None = None
 
 
 def _source(account: Account, ids: Ids) -> Source:
@@ -107,7 +107,7 @@ def _describe_knowledge(account: Account, knowledge: Knowledge) -> Json:
 
 
 def _write(account: Account, knowledge: Knowledge, request: Request, *, held: bool, now: float) -> None:
-    body = read_body(request.body, _KnowledgeIn, may_be_empty=True)
+    body = read_body(request.body, _KnowledgeIn)
     if held:
         raise Refusal(409, "A run holds this text")
     current = _describe_knowledge(account, knowledge)["updated_at"]
@@ -180,8 +180,6 @@ def update_template(account: Account, request: Request, ids: Ids, now: float) ->
     given = cast("Json", msgspec.to_builtins(body))
     if not any(name in given and (given[name] is not None or name == "description") for name in given):
         raise Refusal(400, "Give at least one of name, description, grouping and columns")
-    if body.columns is not None and not body.columns:
-        raise Refusal(400, "columns is empty")
     if any(schema in migration.schemas for migration, _ in account.in_progress()):
         raise Refusal(409, "A run uses this template")
     old = {column.name: column for column in schema.columns}

@@ -1,14 +1,23 @@
 """Routes that give a migration its data: create, uploads, connections; and the storage's PUT."""
 
 import re
-from typing import cast
+from typing import Annotated, cast
 
 import msgspec
 
 from asyncmig.simulator.migrations.account import Account, File, Ids, Migration
 from asyncmig.simulator.migrations.scripts import Script
 from asyncmig.simulator.migrations.tables import XLSX_HINT, can_read
-from asyncmig.simulator.server.messages import Json, Refusal, Reply, Request, json_reply, read_body
+from asyncmig.simulator.server.messages import (
+    ExternalId,
+    Filled,
+    Json,
+    Refusal,
+    Reply,
+    Request,
+    json_reply,
+    read_body,
+)
 
 __all__ = [
     "create_migration",
@@ -21,8 +30,6 @@ __all__ = [
     "save_connection",
 ]
 
-_EXTERNAL_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_MOST_AT_ONCE = 25
 _TYPES = (
     "text/csv",
     "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
@@ -37,23 +44,23 @@ _TYPES = (
 
 
 class _MigrationIn(msgspec.Struct, kw_only=True):
-    name: str
+    name: Filled
     source: str | None = None
-    external_id: str | None = None
+    external_id: ExternalId | None = None
     templates: list[str] | None = None
 
 
 class _FileIn(msgspec.Struct, kw_only=True):
-    name: str
+    name: Filled
     content_type: str | None = None
 
 
 class _FilesIn(msgspec.Struct, kw_only=True):
-    files: list[_FileIn]
+    files: Annotated[list[_FileIn], msgspec.Meta(min_length=1, max_length=25)]
 
 
 class _ConnectionIn(msgspec.Struct, kw_only=True):
-    source_key: str
+    source_key: Annotated[str, msgspec.Meta(pattern="^[^A-Z]+$")]
     profile_id: str | msgspec.UnsetType | None = msgspec.UNSET
     config: Json | msgspec.UnsetType = msgspec.UNSET
     selected_streams: list[str] | msgspec.UnsetType | None = msgspec.UNSET
@@ -74,17 +81,13 @@ def find_existing(account: Account, request: Request) -> Migration | None:
 def create_migration(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations`."""
     account.require_plan()
-    body = read_body(request.body, _MigrationIn, may_be_empty=True)
-    if not body.name.strip():
-        raise Refusal(400, "name is required")
+    body = read_body(request.body, _MigrationIn)
     source = body.source or None
     if source is not None and source not in account.sources:
         raise Refusal(404, "Source not found")
     account.require_unique(source)
     if account.variants.region == "closed":
         raise Refusal(409, "The region of this account is not live")
-    if body.external_id is not None and not _EXTERNAL_ID.fullmatch(body.external_id):
-        raise Refusal(400, "external_id is malformed")
     slugs = [slug for slug, schema in account.schemas.items() if not schema.archived]
     wanted = body.templates if body.templates is not None else slugs
     if unknown := [slug for slug in wanted if slug not in slugs]:
@@ -137,10 +140,6 @@ def _already_there(
 def create_uploads(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/files`."""
     migration, body = account.find(ids, now), read_body(request.body, _FilesIn)
-    if not body.files or len(body.files) > _MOST_AT_ONCE:
-        raise Refusal(400, f"files must have 1 to {_MOST_AT_ONCE} entries")
-    if any(not file.name.strip() for file in body.files):
-        raise Refusal(400, "name is required")
     for file in body.files:
         if (file.content_type or "text/csv") not in _TYPES:
             raise Refusal(400, f"{file.name}: files of type {file.content_type} are not supported")
@@ -204,8 +203,6 @@ def list_files(account: Account, request: Request, ids: Ids, now: float) -> Repl
 def save_connection(account: Account, request: Request, ids: Ids, now: float) -> Reply:
     """Respond to `POST /migrations/{id}/source-connection`."""
     migration, body = account.find(ids, now), read_body(request.body, _ConnectionIn)
-    if body.source_key != body.source_key.lower():
-        raise Refusal(400, "source_key must be in lower case")
     given = cast("Json", msgspec.to_builtins(body))
     profile = None if body.profile_id is None else str(given.get("profile_id", "default"))
     credentials = cast("Json | None", given.pop("credentials", None))

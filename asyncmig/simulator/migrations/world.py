@@ -247,6 +247,6 @@ class _Start(msgspec.Struct):
 def _kind_of(request: Request) -> str:
     """Return the kind of run that a request starts; nothing for a malformed body, whose handler refuses it."""
     try:
-        return read_body(request.body, _Start, may_be_empty=True).kind
+        return read_body(request.body, _Start).kind
     except Refusal:
         return ""

@@ -5,13 +5,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol, TypeVar, cast, final
+from typing import Annotated, Protocol, TypeVar, cast, final
 from urllib.parse import unquote
 
 import msgspec
 
 __all__ = [
     "PREFIX",
+    "ExternalId",
+    "Filled",
     "Json",
     "Refusal",
     "Reply",
@@ -27,6 +29,10 @@ __all__ = [
 T = TypeVar("T")
 Json = dict[str, object]
 """A JSON value."""
+ExternalId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,255}\Z")]
+"""A customer's id in the system of the API's client."""
+Filled = Annotated[str, msgspec.Meta(pattern=r"\S")]
+"""Text with more than white space."""
 PREFIX = "/api/v1"
 """The path prefix of every route."""
 
@@ -136,13 +142,9 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"[{](\w+)[}]", r"(?P<\1>[^/]+)", PREFIX + template.replace(".", "[.]")))
 
 
-def read_body(body: bytes, kind: type[T], *, may_be_empty: bool = False) -> T:
-    """Return `body` as `kind`, with every text non-empty. Raises `Refusal` (400)."""
+def read_body(body: bytes, kind: type[T]) -> T:
+    """Return `body` as `kind`. Raises `Refusal` (400)."""
     try:
-        value = msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(400, str(error)) from None
-    for name in getattr(kind, "__struct_fields__", ()):
-        if getattr(value, name) == "" and not may_be_empty:
-            raise Refusal(400, f"{name} is required")
-    return value
