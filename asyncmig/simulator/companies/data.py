@@ -1,13 +1,12 @@
 """Generate messy customers from a seed: a manifest, two or three CSV files for each, and the expected result."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from asyncmig.simulator.companies.tables import Column, Schema
+from asyncmig.simulator.server.tables import MANIFEST_HEADER, Rows, csv_text
 
 __all__ = ["SCHEMAS", "SOURCES", "Plan", "generate"]
 
@@ -107,7 +106,7 @@ class _Sheet:
     """Rows being generated, and how many are bad in which way."""
 
     schema: Schema
-    rows: list[list[str]]
+    rows: Rows
     dropped: int = 0
     """Rows that a patch deletes: duplicates, and those that lack a required cell."""
     mended: int = 0
@@ -133,16 +132,13 @@ def generate(folder: Path, *, customers: int = 40, seed: int = 1) -> list[Plan]:
     folder.mkdir(parents=True, exist_ok=True)
     broken = set(rng.sample(range(customers), k=max(1, customers // 25)))
     plans: list[Plan] = []
-    with (folder / "customers.csv").open("w", encoding="utf-8", newline="") as file:
-        manifest = csv.writer(file)
-        manifest.writerow(["external_id", "name", "source", "templates", "files"])
-        for n in range(customers):
-            name = f"{rng.choice(_LAST)} {rng.choice(_TRADES)} {n + 1}"
-            external_id = f"cust-{n + 1:04d}"
-            manifest.writerow(
-                [external_id, name, rng.choice(list(SOURCES.values())), "", f"{external_id}/*.csv"]
-            )
-            plans.append(_customer(folder / external_id, external_id, rng, broken=n in broken))
+    manifest: Rows = []
+    for n in range(customers):
+        name = f"{rng.choice(_LAST)} {rng.choice(_TRADES)} {n + 1}"
+        external_id, source = f"cust-{n + 1:04d}", rng.choice(list(SOURCES.values()))
+        manifest.append([external_id, name, source, "", f"{external_id}/*.csv"])
+        plans.append(_customer(folder / external_id, external_id, rng, broken=n in broken))
+    (folder / "customers.csv").write_bytes(csv_text(MANIFEST_HEADER, manifest).encode())
     return plans
 
 
@@ -249,9 +245,8 @@ def _deals(count: int, flaws: float, emails: list[str], rng: Random) -> _Sheet:
 
 def _render(sheet: _Sheet, rng: Random, encoding: str) -> bytes:
     """Write the rows as another system would: other headers, other line ends, sometimes a byte order mark."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator=rng.choice(("\n", "\r\n")))
-    writer.writerow([rng.choice((column.name, *column.synonyms)) for column in sheet.schema.columns])
-    writer.writerows(sheet.rows)
+    end = rng.choice(("\n", "\r\n"))
+    header = [rng.choice((column.name, *column.synonyms)) for column in sheet.schema.columns]
+    text = csv_text(header, sheet.rows, end=end)
     mark = "\ufeff" if encoding == "utf-8" and rng.random() < 0.3 else ""
-    return (mark + text.getvalue()).encode(encoding, "replace")
+    return (mark + text).encode(encoding, "replace")

@@ -78,46 +78,24 @@ def export_webhooks(
     numbers as text and unknown fields, as a later version may send them.
     """
     parts = list(_nested(workbook, target) if nested else _flat(workbook, target)) or [{}]
-    export_id = f"{rng.getrandbits(64):016x}"
-    return [
-        Webhook(
-            id=f"msg_{rng.getrandbits(64):016x}",
-            body=_body(
-                workbook, part, _place(export_id, first_index + n, len(parts)), nested, preview, drift
-            ),
-        )
-        for n, part in enumerate(parts)
-    ]
-
-
-def _place(export_id: str, index: int, total: int) -> Json:
-    return {
-        "id": export_id,
-        "index": index,
-        "total": total,
-        "size": total,
-        "timestamp": "2026-01-01T00:00:00Z",
-    }
-
-
-def _body(workbook: Workbook, part: Json, place: Json, nested: bool, preview: bool, drift: bool) -> bytes:
     frame: Json = {
         "event": "workbook.preview.export" if preview else "workbook.production.export",
         "version": "2.0" if nested else "1.0",
         "workbook_id": workbook.id,
         "external_id": workbook.external_id,
-        "batch": place,
     }
     if nested:
-        frame |= {
-            "company_name": workbook.company_name,
-            "export_mode": "nested",
-            "root_sheets": list(part),
-        }
-    if drift:
-        frame = {name: drifted(value) for name, value in frame.items()} | {"nobody_knows": {"since": "v2"}}
-    rows: Json = {"data": part} if nested else {"sheets": list(part.values())}
-    return json.dumps(frame | rows).encode()
+        frame |= {"company_name": workbook.company_name, "export_mode": "nested"}
+    batch = {"id": f"{rng.getrandbits(64):016x}", "total": len(parts), "size": len(parts)}
+    webhooks: list[Webhook] = []
+    for index, part in enumerate(parts, first_index):
+        place = {**batch, "index": index, "timestamp": "2026-01-01T00:00:00Z"}
+        head: Json = {**frame, "batch": place} | ({"root_sheets": list(part)} if nested else {})
+        if drift:
+            head = {name: drifted(value) for name, value in head.items()} | {"nobody_knows": {"since": "v2"}}
+        rows: Json = {"data": part} if nested else {"sheets": list(part.values())}
+        webhooks.append(Webhook(id=f"msg_{rng.getrandbits(64):016x}", body=json.dumps(head | rows).encode()))
+    return webhooks
 
 
 def disordered(
@@ -239,35 +217,22 @@ async def send(
     `clock` returns seconds since 1970, for the signatures. Returns the statuses of each webhook; 0 for no
     response.
     """
+    found: list[list[int]] = []
     async with aiohttp.ClientSession(timeout=_PATIENCE) as http:
-        return [await _deliver(http, url, webhook, secret, clock, attempts, pause) for webhook in webhooks]
-
-
-async def _deliver(
-    http: aiohttp.ClientSession,
-    url: str,
-    webhook: Webhook,
-    secret: str,
-    clock: Callable[[], float],
-    attempts: int,
-    pause: float,
-) -> list[int]:
-    statuses: list[int] = []
-    while len(statuses) < attempts and not (statuses and 200 <= statuses[-1] < 300):
-        if statuses:
-            await asyncio.sleep(pause)
-        statuses.append(await _post(http, url, webhook.body, webhook.headers(secret, clock())))
-    return statuses
+        for webhook in webhooks:
+            statuses: list[int] = []
+            while len(statuses) < attempts and not (statuses and 200 <= statuses[-1] < 300):
+                if statuses:
+                    await asyncio.sleep(pause)
+                headers = {**webhook.headers(secret, clock()), "Content-Type": "application/json"}
+                statuses.append(await _post(http, url, webhook.body, headers))
+            found.append(statuses)
+    return found
 
 
 async def _post(http: aiohttp.ClientSession, url: str, body: bytes, headers: dict[str, str]) -> int:
     try:
-        async with http.post(
-            url,
-            data=body,
-            headers={**headers, "Content-Type": "application/json"},
-            allow_redirects=False,
-        ) as response:
+        async with http.post(url, data=body, headers=headers, allow_redirects=False) as response:
             return response.status
     except (aiohttp.ClientError, TimeoutError):
         return 0

@@ -3,8 +3,6 @@
 The customers are a manifest, CSV files, rules that answer the agent's questions, and the expected result of each.
 """
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from random import Random
 
 from asyncmig.simulator.migrations.scripts import DROP, KEEP, Block, Question, Script
 from asyncmig.simulator.migrations.tables import Column, Schema
+from asyncmig.simulator.server.tables import MANIFEST_HEADER, Rows, csv_text
 
 __all__ = ["ANSWERS", "SCHEMAS", "SOURCES", "Plan", "generate"]
 
@@ -116,23 +115,18 @@ def generate(folder: Path, *, customers: int, seed: int) -> tuple[list[Plan], Ma
     broken = rng.randrange(customers)
     plans: list[Plan] = []
     scripts: dict[str, Script] = {}
-    with (folder / "customers.csv").open("w", encoding="utf-8", newline="") as file:
-        manifest = csv.writer(file)
-        manifest.writerow(["external_id", "name", "source", "templates", "files"])
-        for n in range(customers):
-            name = f"{rng.choice(_LAST)} {rng.choice(_TRADES)} {n + 1}"
-            external_id, source = f"cust-{n + 1:04d}", rng.choice(SOURCES)
-            manifest.writerow([external_id, name, source, "Contacts", f"{external_id}/*.csv"])
-            asks_currency = n % 4 == 1 and n != broken
-            if asks_currency:
-                scripts[external_id] = Script(blocks={"generate": [Block(questions=(_CURRENCY,))]})
-            place = folder / external_id
-            place.mkdir(exist_ok=True)
-            plans.append(
-                _customer(
-                    place / "contacts.csv", source, rng, is_broken=n == broken, asks_currency=asks_currency
-                )
-            )
+    manifest: Rows = []
+    for n in range(customers):
+        name = f"{rng.choice(_LAST)} {rng.choice(_TRADES)} {n + 1}"
+        external_id, source = f"cust-{n + 1:04d}", rng.choice(SOURCES)
+        manifest.append([external_id, name, source, "Contacts", f"{external_id}/*.csv"])
+        asks_currency = n % 4 == 1 and n != broken
+        if asks_currency:
+            scripts[external_id] = Script(blocks={"generate": [Block(questions=(_CURRENCY,))]})
+        path = folder / external_id / "contacts.csv"
+        path.parent.mkdir(exist_ok=True)
+        plans.append(_customer(path, source, rng, is_broken=n == broken, asks_currency=asks_currency))
+    (folder / "customers.csv").write_bytes(csv_text(MANIFEST_HEADER, manifest).encode())
     return plans, scripts
 
 
@@ -152,19 +146,17 @@ def _customer(path: Path, source: str, rng: Random, *, is_broken: bool, asks_cur
     rows += [[f"person{good + n} at example", "Ada", "Byron", ""] for n in range(bad)]
     rows += [[f"person{good + bad + n}@example.com", "Ada", "", ""] for n in range(bad)]
     rows += [["person0@example.com", "Ada", "Twice", ""] for _ in range(doubles)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator=rng.choice(("\n", "\r\n")))
-    writer.writerow(rng.choice(_HEADERS))
-    writer.writerows(rows)
+    end = rng.choice(("\n", "\r\n"))
+    text = csv_text(rng.choice(_HEADERS), rows, end=end)
     if is_broken:
-        path.write_bytes(f"{text.getvalue()}cafe@example.com,Café,Last,\n".encode("cp1252", "replace"))
+        path.write_bytes(f"{text}cafe@example.com,Café,Last,\n".encode("cp1252", "replace"))
         return Plan(
             external_id=path.parent.name,
             outcome="failed",
             reason="is not UTF-8 text",
             rows_in=len(rows) + 1,
         )
-    path.write_bytes(text.getvalue().encode())
+    path.write_bytes(text.encode())
     kept = doubles if source == "HubSpot" else 0  # the rules keep them for this source only
     return Plan(
         external_id=path.parent.name,

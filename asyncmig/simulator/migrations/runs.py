@@ -1,11 +1,10 @@
 """The agent: what runs do, computed from `now` at each request, without timers."""
 
-import re
 from random import Random
 from typing import cast, final
 
 from asyncmig.simulator.migrations.account import Account, Migration, Phase, Run
-from asyncmig.simulator.migrations.scripts import Block, ask_about, without_duplicates
+from asyncmig.simulator.migrations.scripts import Block, apply_update, ask_about, without_duplicates
 from asyncmig.simulator.migrations.tables import (
     Sheet,
     coverage_of,
@@ -14,11 +13,11 @@ from asyncmig.simulator.migrations.tables import (
     to_sheets,
 )
 from asyncmig.simulator.server.messages import Json
-from asyncmig.simulator.server.tables import Unreadable
+from asyncmig.simulator.server.tables import Rows, Unreadable
 
 __all__ = ["Agent", "advance"]
 
-Tables = list[tuple[list[str], list[list[str]]]]
+Tables = list[tuple[list[str], Rows]]
 _SWEEP = 600.0
 """Seconds after which a run whose engine died is swept to `failed`."""
 _LIVE_ROWS = 5
@@ -216,7 +215,7 @@ class Agent:
             for sheet in sheets:
                 Random(times).shuffle(sheet.rows)
         for request in migration.requests:
-            _apply(request, sheets)
+            apply_update(request, sheets)
         return sheets
 
     def _next_block(self, run: Run, tables: Tables) -> Block | None:
@@ -378,18 +377,3 @@ def _live_cell(column: str, number: int) -> str:
     if "email" in plain or "contact" in plain:
         return f"live{number}@example.com"
     return {"stage": "lead", "amount": str(100 * number), "phone": "1"}.get(plain, f"{column} {number}")
-
-
-def _apply(request: str, sheets: list[Sheet]) -> None:
-    """Do what an update asks for: "drop bad rows", or "set COLUMN to VALUE" in every bad cell of a column."""
-    flaws = find_flaws(sheets)
-    change = re.search(r"set (.+?) to (.+)", request, re.IGNORECASE)
-    for sheet in sheets:
-        bad = [flaw for flaw in flaws if flaw.slug == sheet.schema.slug]
-        if change:
-            for flaw in bad:
-                if sheet.header[flaw.column].lower() == change[1].strip().lower():
-                    sheet.rows[flaw.row][flaw.column] = change[2].strip()
-        elif re.search(r"\bdrop\b", request, re.IGNORECASE):
-            gone = {flaw.row for flaw in bad}
-            sheet.rows = [row for n, row in enumerate(sheet.rows) if n not in gone]

@@ -1,13 +1,14 @@
-"""What the agent asks: scripted by a customer's external id, or because of what the files contain."""
+"""What the agent asks, scripted or because of what the files contain; and what answers and updates do to rows."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from asyncmig.simulator.migrations.tables import Sheet
+from asyncmig.simulator.migrations.tables import Sheet, find_flaws
 from asyncmig.simulator.server.messages import Json
+from asyncmig.simulator.server.tables import Rows
 
-__all__ = ["DROP", "KEEP", "Block", "Question", "Script", "ask_about"]
+__all__ = ["DROP", "KEEP", "Block", "Question", "Script", "apply_update", "ask_about", "without_duplicates"]
 
 KEEP, DROP = "Keep all of them", "Keep the first of each"
 """The labels of the question about duplicates. `DROP` removes rows."""
@@ -56,7 +57,7 @@ class Script:
     times: int | None = 1
 
 
-def ask_about(sheets: Sequence[Sheet], tables: Sequence[tuple[list[str], list[list[str]]]]) -> list[Question]:
+def ask_about(sheets: Sequence[Sheet], tables: Sequence[tuple[list[str], Rows]]) -> list[Question]:
     """Return the questions that contents raise: duplicates in a unique column, dates that can be read in two ways."""
     found: list[Question] = []
     for sheet in sheets:
@@ -64,7 +65,7 @@ def ask_about(sheets: Sequence[Sheet], tables: Sequence[tuple[list[str], list[li
             values = [text for row in sheet.rows if (text := row[place].strip().casefold())]
             doubles = len(values) - len(set(values))
             if column.unique and doubles:
-                found.append(duplicates_question(sheet, column.name, doubles))
+                found.append(_duplicates_question(sheet, column.name, doubles))
     for header, rows in tables:
         for place, name in enumerate(header):
             dates = [m for row in rows if place < len(row) and (m := _DATE.fullmatch(row[place].strip()))]
@@ -79,7 +80,7 @@ def ask_about(sheets: Sequence[Sheet], tables: Sequence[tuple[list[str], list[li
     return found
 
 
-def duplicates_question(sheet: Sheet, column: str, doubles: int) -> Question:
+def _duplicates_question(sheet: Sheet, column: str, doubles: int) -> Question:
     """Return the question about rows that share a value."""
     return Question(
         text=f"{doubles} rows of {sheet.schema.name} repeat a value of {column}. Which shall be kept?",
@@ -88,13 +89,28 @@ def duplicates_question(sheet: Sheet, column: str, doubles: int) -> Question:
     )
 
 
-def without_duplicates(sheet: Sheet, decisions: Mapping[str, str]) -> list[list[str]]:
+def without_duplicates(sheet: Sheet, decisions: Mapping[str, str]) -> Rows:
     """Return the rows of a sheet after the answers about duplicates."""
     rows = sheet.rows
     for place, column in enumerate(sheet.schema.columns):
         values = [row[place].strip().casefold() for row in rows]
         doubles = len([v for v in values if v]) - len({v for v in values if v})
-        text = duplicates_question(sheet, column.name, doubles).text
+        text = _duplicates_question(sheet, column.name, doubles).text
         if column.unique and decisions.get(text) == DROP:
             rows = [row for n, row in enumerate(rows) if not values[n] or values[n] not in values[:n]]
     return rows
+
+
+def apply_update(request: str, sheets: list[Sheet]) -> None:
+    """Do what an update asks for: "drop bad rows", or "set COLUMN to VALUE" in every bad cell of a column."""
+    flaws = find_flaws(sheets)
+    change = re.search(r"set (.+?) to (.+)", request, re.IGNORECASE)
+    for sheet in sheets:
+        bad = [flaw for flaw in flaws if flaw.slug == sheet.schema.slug]
+        if change:
+            for flaw in bad:
+                if sheet.header[flaw.column].lower() == change[1].strip().lower():
+                    sheet.rows[flaw.row][flaw.column] = change[2].strip()
+        elif re.search(r"\bdrop\b", request, re.IGNORECASE):
+            gone = {flaw.row for flaw in bad}
+            sheet.rows = [row for n, row in enumerate(sheet.rows) if n not in gone]

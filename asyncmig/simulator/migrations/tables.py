@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import cast
 
 from asyncmig.simulator.server.messages import Json
-from asyncmig.simulator.server.tables import Unreadable, read_csv, to_table
+from asyncmig.simulator.server.tables import Rows, Unreadable, read_csv, to_table
 
 __all__ = [
     "XLSX_HINT",
@@ -83,7 +83,7 @@ class Sheet:
     """The rows of one template."""
 
     schema: Schema
-    rows: list[list[str]] = field(default_factory=list[list[str]])
+    rows: Rows = field(default_factory=list[list[str]])
 
     @property
     def header(self) -> list[str]:
@@ -110,7 +110,7 @@ def can_read(name: str) -> bool:
     return not _is_xlsx(name) or find_spec("openpyxl") is not None
 
 
-def read_rows(name: str, content: bytes) -> list[tuple[list[str], list[list[str]]]]:
+def read_rows(name: str, content: bytes) -> list[tuple[list[str], Rows]]:
     """Return header and records of each table in a CSV or XLSX file; nothing for other files.
 
     Raises `Unreadable`; for XLSX also if openpyxl is not installed.
@@ -120,7 +120,7 @@ def read_rows(name: str, content: bytes) -> list[tuple[list[str], list[list[str]
     return [read_csv(name, content)] if name.lower().endswith(".csv") else []
 
 
-def _read_xlsx(name: str, content: bytes) -> list[tuple[list[str], list[list[str]]]]:
+def _read_xlsx(name: str, content: bytes) -> list[tuple[list[str], Rows]]:
     if not can_read(name):
         raise Unreadable(f"{name}: {XLSX_HINT}")
     openpyxl = importlib.import_module("openpyxl")
@@ -134,7 +134,7 @@ def _read_xlsx(name: str, content: bytes) -> list[tuple[list[str], list[list[str
     return [(grid[0], grid[1:]) for grid in filled if grid]
 
 
-def to_sheets(tables: Iterable[tuple[list[str], list[list[str]]]], schemas: Sequence[Schema]) -> list[Sheet]:
+def to_sheets(tables: Iterable[tuple[list[str], Rows]], schemas: Sequence[Schema]) -> list[Sheet]:
     """Return a sheet for each template. A table that fits none is left out."""
     sheets = {schema.slug: Sheet(schema=schema) for schema in schemas}
     for header, records in tables:

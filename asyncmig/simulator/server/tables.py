@@ -11,9 +11,11 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["Rows", "Unreadable", "csv_text", "read_csv", "to_table", "zip_bytes"]
+__all__ = ["MANIFEST_HEADER", "Rows", "Unreadable", "csv_text", "read_csv", "to_table", "zip_bytes"]
 
 csv.field_size_limit(2**31 - 1)
+MANIFEST_HEADER = ("external_id", "name", "source", "templates", "files")
+"""The columns of a manifest of generated customers."""
 Rows = list[list[str]]
 """The cells of a table, without its header."""
 
