@@ -158,3 +158,22 @@ def test_a_key_leak_is_counted() -> None:
     request = Request(method="PUT", path="/x", headers={"x-api-key": KEY})
     assert server.world.storage(request, server.now).status == 400
     assert server.world.verdict(server.now).key_leaks == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        ({"question_id": "fq0", "option_id": "b"}, 200),
+        ({"question_id": "fq0", "option_id": "z"}, 400),
+        ({"question_id": "fq0"}, 400),
+        ({"question_id": "fq0", "custom": "no text of one's own is allowed"}, 400),
+        ({"question_id": "fq7", "option_id": "a"}, 400),
+    ],
+    ids=str,
+)
+def test_an_answer_is_one_that_its_question_allows(answer: dict[str, str], status: int) -> None:
+    server = Server()
+    path = server.run(BAD, "only")
+    assert server.call("GET", path)[1]["needs_attention"]["questions"][0]["allow_custom"] is False
+    decision = {"decision": "approve", "answers": [answer]}
+    assert server.call("POST", f"{path}/decisions", decision)[0] == status

@@ -10,7 +10,7 @@ import msgspec
 
 from asyncmig.simulator.companies.tables import Flaw, Table, apply_action, bad_rows, find_flaws
 from asyncmig.simulator.companies.variants import Variants
-from asyncmig.simulator.server.messages import Filled, Json
+from asyncmig.simulator.server.messages import Filled, Json, Refusal
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.simulator.server.tables import Rows
 
@@ -18,12 +18,14 @@ __all__ = ["Ask", "DecisionIn", "ExportIn", "ExportRun", "Fails", "ImportRun", "
 
 PARKS_ABOVE = 0.05
 """A run parks when more than this share of its rows would be dropped or duplicated."""
-_PROPOSED = {
-    "unique": "dedup_keep_first",
-    "required": "delete_invalid_rows",
-    "link": "keep",
-    "strict": "keep",
-}
+_PROPOSED = {"unique": "dedup_keep_first", "required": "delete_invalid_rows"}
+"""What the patch does, by the kind of flaw; otherwise `keep`."""
+
+
+class AnswerIn(msgspec.Struct, kw_only=True):
+    question_id: Filled
+    option_id: str | None = None
+    custom: str | None = None
 
 
 @final
@@ -46,6 +48,14 @@ class Ask:
             "options": [{"id": option_id, "label": label} for option_id, label in options],
             "allow_custom": self.allow_custom,
         }
+
+    def label(self, option_id: str | None) -> str | None:
+        """Return the label of an option; None if there is no such option."""
+        return dict(zip(ascii_lowercase, self.options, strict=False)).get(option_id or "")
+
+    def allows(self, answer: AnswerIn) -> bool:
+        """Return whether an answer is one of the options, or text of one's own where that is allowed."""
+        return self.allow_custom if answer.custom is not None else self.label(answer.option_id) is not None
 
 
 @final
@@ -79,12 +89,6 @@ class Fails:
 
 Script: TypeAlias = Parks | Fails
 """What the imports of one customer do, whatever its files contain: for the tests of a service."""
-
-
-class AnswerIn(msgspec.Struct, kw_only=True):
-    question_id: Filled
-    option_id: str | None = None
-    custom: str | None = None
 
 
 class DecisionIn(msgspec.Struct, kw_only=True):
@@ -209,7 +213,11 @@ class ImportRun:
         schema = self._table(flaw.sheet_id).schema
         assert schema is not None
         column = next(column for column in schema.columns if column.name == flaw.column)
-        action = {"sheet_id": flaw.sheet_id, "column": flaw.column, "action": _PROPOSED[flaw.kind]}
+        action = {
+            "sheet_id": flaw.sheet_id,
+            "column": flaw.column,
+            "action": _PROPOSED.get(flaw.kind, "keep"),
+        }
         if flaw.kind == "strict" and column.fallback is not None:
             return {**action, "action": "set_value", "value": column.fallback}
         if flaw.kind == "unique":
@@ -217,7 +225,16 @@ class ImportRun:
         return action
 
     def decide(self, approve: bool, answers: Mapping[str, AnswerIn], now: float) -> None:
-        """Apply a decision. The patch is applied at once, and the run continues for a while."""
+        """Apply a decision. The patch is applied at once, and the run continues for a while.
+
+        Raises `Refusal` for an answer that no question allows.
+        """
+        asked = {f"fq{n}": ask for n, ask in enumerate(self._asks)}
+        for question_id, given in answers.items():
+            if question_id not in asked or not asked[question_id].allows(given):
+                raise Refusal(
+                    400, f"{question_id}: there is no such question, or it does not allow this answer"
+                )
         if approve:
             for n, (flaw, action) in enumerate(self._proposals):
                 answer = answers.get(f"fq{n}")
@@ -234,8 +251,7 @@ class ImportRun:
         """Return the answers of the last decision: label or text by the question's prompt."""
         given = [(ask, self.answers.get(f"fq{n}")) for n, ask in enumerate(self._asks)]
         return {
-            ask.prompt: answer.custom
-            or dict(zip(ascii_lowercase, ask.options, strict=False)).get(answer.option_id or "", "")
+            ask.prompt: answer.custom or ask.label(answer.option_id) or ""
             for ask, answer in given
             if answer is not None
         }

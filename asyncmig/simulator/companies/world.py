@@ -328,8 +328,8 @@ class World(BaseWorld[Variants]):
         body = read_body(request.body, DecisionIn)
         if run.status(now) != "needs_attention":
             raise Refusal(409, "The run is not waiting for a decision")
-        self.ledger.decisions.append((run.id, run.parks))
         run.decide(body.decision == "approve", {answer.question_id: answer for answer in body.answers}, now)
+        self.ledger.decisions.append((run.id, run.parks))
         return self._started(ids, run, now, code=200)
 
     # Exports and downloads

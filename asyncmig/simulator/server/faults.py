@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import final
 
@@ -44,13 +44,7 @@ class Fault:
         reply = self.instead or processed()
         reply = self.afterwards or reply
         body = self.change(reply.body) if self.change and reply.status < 300 else reply.body
-        return Reply(
-            status=reply.status,
-            body=body if self.truncated_to is None else body[: self.truncated_to],
-            content_type=reply.content_type,
-            headers={**reply.headers, **self.headers},
-            stream=reply.stream,
-        )
+        return replace(reply, body=body[: self.truncated_to], headers={**reply.headers, **self.headers})
 
 
 def _error(status: int, text: str) -> Reply:
