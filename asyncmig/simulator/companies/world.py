@@ -33,11 +33,10 @@ from asyncmig.simulator.server.messages import (
 )
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.simulator.server.tables import Unreadable, zip_bytes
-from asyncmig.simulator.server.world import BaseWorld
+from asyncmig.simulator.server.world import BaseWorld, Ids
 
 __all__ = ["World"]
 
-Ids = Mapping[str, str]
 R = TypeVar("R", ImportRun, ExportRun)
 _NEVER = float("inf")
 

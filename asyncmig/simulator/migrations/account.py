@@ -16,7 +16,7 @@ from asyncmig.simulator.server.limits import Budgets, FixedWindow, Limits, Meter
 from asyncmig.simulator.server.messages import Json, Refusal
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.simulator.server.tables import Rows
-from asyncmig.simulator.server.world import BaseWorld
+from asyncmig.simulator.server.world import BaseWorld, Ids
 
 __all__ = [
     "EPOCH",
@@ -37,8 +37,6 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 """Unix seconds at second 0 of the event loop's clock, unless the world gets another value."""
 IN_PROGRESS = ("queued", "running", "blocked")
 """The statuses in which a run takes one of the account's places."""
-Ids = Mapping[str, str]
-"""The ids in the path of a request, by their names in the route template."""
 
 
 @final

@@ -18,8 +18,10 @@ from asyncmig.simulator.server.messages import (
 )
 from asyncmig.simulator.server.settings import BaseVariants, RunDurations
 
-__all__ = ["BaseWorld"]
+__all__ = ["BaseWorld", "Ids"]
 
+Ids = Mapping[str, str]
+"""The ids in the path of a request, by their names in the route template."""
 V = TypeVar("V", bound=BaseVariants)
 
 
@@ -71,7 +73,7 @@ class BaseWorld(ABC, Generic[V]):
         """Respond to a request to the storage's host."""
 
     @abstractmethod
-    def _respond(self, endpoint: str, request: Request, ids: Mapping[str, str], now: float) -> Reply:
+    def _respond(self, endpoint: str, request: Request, ids: Ids, now: float) -> Reply:
         """Respond to a request with the right key. Raises `Refusal`."""
 
     @abstractmethod
