@@ -46,28 +46,24 @@ class Outputs:
 class OwnFiles:
     """Distinguishes the files of this run and of earlier runs from inputs."""
 
-    __slots__ = ("_delivered", "_folders", "_known", "_listed", "_manifest", "_outputs", "_owners")
+    __slots__ = ("_delivered", "_folders", "_journal", "_known", "_listed", "_manifest", "_owners", "_places")
 
     def __init__(self, manifest: Path, outputs: Outputs, external_ids: Iterable[str]) -> None:
-        self._manifest, self._outputs = manifest, outputs
-        out = outputs.out
+        self._manifest, self._journal, out = manifest, outputs.journal, outputs.out
         self._listed = frozenset(external_ids)
         names = {*self._listed, *outputs.customers, *_reported(out)}
         self._owners = {} if out is None else {customer_folder(out, name): name for name in sorted(names)}
         self._folders = FolderLookup(self._owners)
-        self._known = {identity: what for what, path in self._named() if (identity := file_id(path))}
+        places = (
+            ("out", "the report", None if out is None else out / "report.json"),
+            ("report", "the report", outputs.report),
+            ("journal", "the journal", outputs.journal),
+        )
+        self._places = [(field, what, path) for field, what, path in places if path is not None]
+        """The field, a description and the path of each file that the options name."""
+        named = [*((what, path) for _, what, path in self._places), ("the manifest", manifest)]
+        self._known = {identity: what for what, path in named if (identity := file_id(path))}
         self._delivered = {identity for path in outputs.delivered if (identity := file_id(path))}
-
-    def _named(self) -> list[tuple[str, Path]]:
-        """Return a description of each path in the options; the most specific one is last."""
-        outputs = self._outputs
-        named = [
-            ("the report", outputs.report),
-            ("the report", None if outputs.out is None else outputs.out / "report.json"),
-            ("the journal", outputs.journal),
-            ("the manifest", self._manifest),
-        ]
-        return [(what, path) for what, path in named if path is not None]
 
     def kind_of(self, path: Path) -> str | None:
         """Return what a file is if it cannot be an input, such as "the manifest"; None if it may be one."""
@@ -91,8 +87,10 @@ class OwnFiles:
         side = _SIDE_FILE.fullmatch(path.name)
         if side is None:
             return None
-        base, journal = path.with_name(side["journal"]), self._outputs.journal
-        if (journal is not None and is_same(base, journal)) or _written_by_us(base) == "a journal":
+        base = path.with_name(side["journal"])
+        if (self._journal is not None and is_same(base, self._journal)) or _written_by_us(
+            base
+        ) == "a journal":
             return "a file of a journal"
         return None
 
@@ -102,23 +100,13 @@ class OwnFiles:
         Also for one that lies where sheets are delivered, and for an existing file that asyncmig did not write.
         """
         self._check_folders()
-        outputs = self._outputs
-        places = [
-            (field, path)
-            for field, path in (
-                ("out", None if outputs.out is None else outputs.out / "report.json"),
-                ("report", outputs.report),
-                ("journal", outputs.journal),
-            )
-            if path is not None
-        ]
         taken = [("the manifest", self._manifest)]
-        for field, path in reversed(places):
-            for what, other in taken:
+        for field, what, path in reversed(self._places):
+            for named, other in taken:
                 if is_same(path, other):
-                    raise InvalidInput(field, str(path), f"is {what}: name another file")
+                    raise InvalidInput(field, str(path), f"is {named}: name another file")
             self._check_place(field, path)
-            taken.append((f"the {'journal' if field == 'journal' else 'report'}", path))
+            taken.append((what, path))
             if field == "journal":
                 taken += [("a file of the journal", side) for side in _sides(path)]
         if folder := self._folders.above(self._manifest):

@@ -3,9 +3,11 @@
 import asyncio
 import re
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -39,7 +41,7 @@ class _Run:
 class LiveProgress:
     """Listens to the events of a session, and adds to statuses what they say."""
 
-    __slots__ = ("_runs", "_seconds", "_waiting")
+    __slots__ = ("_changed", "_runs", "_seconds")
 
     KINDS = (MigrationChanged, RunChanged, RunEnded)
     """The events to which this listens."""
@@ -47,7 +49,8 @@ class LiveProgress:
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
         self._seconds: deque[float] = deque(maxlen=_OBSERVED)
-        self._waiting: dict[str, list[asyncio.Event]] = {}
+        self._changed = WeakValueDictionary[str, asyncio.Event]()
+        """The customers for whose next change somebody waits, who holds the event."""
 
     def take(self, event: Event) -> None:
         """Learn from an event."""
@@ -64,19 +67,11 @@ class LiveProgress:
 
     async def news(self, external_id: str, seconds: float) -> bool:
         """Wait until something changes for a customer, or so many seconds; return whether something did."""
-        changed = asyncio.Event()
-        waiting = self._waiting.setdefault(external_id, [])
-        waiting.append(changed)
-        try:
+        changed = self._changed.setdefault(external_id, asyncio.Event())
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await changed.wait()
-        except TimeoutError:
-            return False
-        finally:
-            waiting.remove(changed)
-            if not waiting and self._waiting.get(external_id) is waiting:
-                del self._waiting[external_id]
-        return True
+        return changed.is_set()
 
     def added_to(self, status: CustomerStatus) -> CustomerStatus:
         """Return a status with the progress of the customer's run."""
@@ -104,7 +99,7 @@ class LiveProgress:
             self._runs.pop(run_id, None)
 
     def _wake(self, external_id: str) -> None:
-        for changed in self._waiting.get(external_id, ()):
+        if (changed := self._changed.pop(external_id, None)) is not None:
             changed.set()
 
     def _seconds_left(self, run: _Run) -> float | None:
