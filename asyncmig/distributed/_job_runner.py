@@ -8,11 +8,12 @@ it stops.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, cast, final
 
+import anyio
 import msgspec
 from saq.job import Job, Status
 from saq.types import Context
@@ -123,16 +124,14 @@ class JobRunner:
 
     async def start(self, context: _JobContext) -> None:
         """Open the journal and the session. Wait while the journal is unavailable, until the worker is stopped."""
-        opening, stopped = (
-            asyncio.ensure_future(self._open()),
-            asyncio.ensure_future(context["worker"].event.wait()),
-        )
+        opening = asyncio.ensure_future(self._open())
+        stopped = asyncio.ensure_future(context["worker"].event.wait())
+        pause = real_seconds(_REPORT_AFTER)
         try:
-            while not (opening.done() or stopped.done()):
-                pause = real_seconds(_REPORT_AFTER)
+            while not (
                 await asyncio.wait([opening, stopped], timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                if not (opening.done() or stopped.done()):
-                    self._warnings.log("the journal cannot be opened yet; waiting for it")
+            )[0]:
+                self._warnings.log("the journal cannot be opened yet; waiting for it")
         finally:
             opening.cancel()
             stopped.cancel()
@@ -280,10 +279,9 @@ async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], boo
     """
     queue = cast("ResilientQueue", job.get_queue())
     while True:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(real_seconds(job.heartbeat / 3)):
-                await done.wait()
-                return
+        with anyio.move_on_after(real_seconds(job.heartbeat / 3)):
+            await done.wait()
+            return
         try:
             stored = await queue.stored(job)
             if stored is None:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
-from typing import Protocol, cast, final
+from typing import cast, final
 
 from asyncmig.customers.catalog import ColumnSpec, TemplateRules
 from asyncmig.preflight.findings import Finding, FindingCounter, Kind
-from asyncmig.preflight.json_schema import JsonSchema, compiled_schema
+from asyncmig.preflight.schemas import JsonSchema, Pattern, compiled_pattern, compiled_schema
 
 __all__ = ["ColumnRules", "LinkTarget", "MemoryBound", "Seen", "Targets", "targets_of"]
 
@@ -168,10 +167,6 @@ _Rule = Callable[[str], Kind | None]
 """Returns the kind of finding for a cell that is not blank, or None."""
 
 
-def _repeated(seen: Seen, cell: str) -> Kind | None:
-    return "unique" if seen.add(cell) else None
-
-
 def _unlinked(rules: Sequence[tuple[LinkRule, Sequence[Seen]]], cell: str) -> Kind | None:
     """Check a cell by link rules. It is enough that all its values satisfy one of them."""
     for rule, targets in rules:
@@ -181,14 +176,7 @@ def _unlinked(rules: Sequence[tuple[LinkRule, Sequence[Seen]]], cell: str) -> Ki
     return "link"
 
 
-class _Pattern(Protocol):
-    """The used part of a pattern of the package google-re2, which has no type hints."""
-
-    def fullmatch(self, text: bytes, /) -> object | None: ...
-    def search(self, text: bytes, /) -> object | None: ...
-
-
-def _mismatched(pattern: _Pattern, cell: str) -> Kind | None:
+def _mismatched(pattern: Pattern, cell: str) -> Kind | None:
     """Check a cell by a pattern.
 
     A partial match is a kind of its own: the API does not define whether the pattern must match the whole cell.
@@ -197,27 +185,6 @@ def _mismatched(pattern: _Pattern, cell: str) -> Kind | None:
     if pattern.fullmatch(text):
         return None
     return "strict_in_part" if pattern.search(text) else "strict"
-
-
-def _disallowed(schema: JsonSchema, cell: str) -> Kind | None:
-    return None if schema.matches(cell) else "schema"
-
-
-def _compiled(pattern: str) -> _Pattern | str:
-    """Return the pattern compiled by RE2, which needs linear time, or the reason why it cannot be checked."""
-    try:
-        re2 = import_module("re2")
-    except ImportError:
-        return "is not checked (pip install 'asyncmig[check]')"
-    options = re2.Options()
-    options.log_errors = False
-    compiled: Callable[[str, object], _Pattern] = re2.compile
-    try:
-        return compiled(pattern, options)
-    except (re2.error, UnicodeError) as error:
-        reason = error.args[0] if error.args else error
-        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
-        return f"cannot be checked here ({reason})"
 
 
 @final
@@ -236,7 +203,7 @@ class ColumnRules:
         self._counters: dict[Kind, FindingCounter] = {kind: FindingCounter() for kind in _WORDS}
         self.notes: list[str] = []
         if column.unique:
-            self._rules.append(partial(_repeated, seen))
+            self._rules.append(lambda cell: "unique" if seen.add(cell) else None)
         if column.schema is not None:
             self._add_schema(column.schema)
         elif column.pattern and (column.rule == "strict" or enforces_all):
@@ -251,19 +218,19 @@ class ColumnRules:
         return bool(self._rules)
 
     def _add_strict(self, pattern: str) -> None:
-        compiled = _compiled(pattern)
+        compiled = compiled_pattern(pattern)
         if isinstance(compiled, str):
             self.notes.append(f"{self._column.name}: the strict rule {_short(pattern)} {compiled}")
         else:
             self._rules.append(partial(_mismatched, compiled))
 
     def _add_schema(self, schema: object) -> None:
-        compiled = compiled_schema(schema, _compiled)
+        compiled = compiled_schema(schema)
         if isinstance(compiled, str):
             self.notes.append(f"{self._column.name}: the schema {compiled}")
         else:
             self._schema = compiled
-            self._rules.append(partial(_disallowed, compiled))
+            self._rules.append(lambda cell: None if compiled.matches(cell) else "schema")
 
     def _add_link(self, links: Sequence[LinkRule], targets: Targets | None) -> None:
         name = self._column.name

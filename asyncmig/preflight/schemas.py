@@ -1,8 +1,8 @@
-"""Checks cells that contain JSON text by a JSON Schema; needs the extra `check`.
+"""Compiles the patterns and JSON Schemas by which cells are checked; needs the extra `check`.
 
-The schema comes from the server, so it must not block the client, and must not make it send requests. Therefore
-references to other documents are refused, RE2 evaluates patterns in linear time, and the number of references that
-the check of one cell follows is limited.
+They come from the server, so they must not block the client, and must not make it send requests. Therefore RE2
+evaluates patterns in linear time, references to other documents are refused, and the number of references that the
+check of one cell follows is limited.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast, final
 
-__all__ = ["JsonSchema", "compiled_schema"]
+__all__ = ["JsonSchema", "Pattern", "compiled_pattern", "compiled_schema"]
 
 _LONGEST_SCHEMA, _LONGEST_CELL = 100_000, 1_000_000
 """The most characters of a schema, and of a cell."""
@@ -22,12 +22,28 @@ _UNCHECKED = ("patternProperties",)
 """Keywords that the library evaluates with backtracking regular expressions. A schema with one is not checked."""
 
 
-class _SchemaPattern(Protocol):
+class Pattern(Protocol):
+    """The used part of a pattern of the package google-re2, which has no type hints."""
+
+    def fullmatch(self, text: bytes, /) -> object | None: ...
     def search(self, text: bytes, /) -> object | None: ...
 
 
-Compile = Callable[[str], _SchemaPattern | str]
-"""Compiles a pattern; returns the reason if that is not possible."""
+def compiled_pattern(pattern: str) -> Pattern | str:
+    """Return the pattern compiled by RE2, which needs linear time, or the reason why it cannot be checked."""
+    try:
+        re2 = import_module("re2")
+    except ImportError:
+        return "is not checked (pip install 'asyncmig[check]')"
+    options = re2.Options()
+    options.log_errors = False
+    compiled: Callable[[str, object], Pattern] = re2.compile
+    try:
+        return compiled(pattern, options)
+    except (re2.error, UnicodeError) as error:
+        reason = error.args[0] if error.args else error
+        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
+        return f"cannot be checked here ({reason})"
 
 
 class _Validator(Protocol):
@@ -77,18 +93,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:100]
 
 
-def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
-    """Return the schema, or the reason why it cannot be used. `compiled`: compiles a pattern."""
+def compiled_schema(schema: object) -> JsonSchema | str:
+    """Return the schema, or the reason why it cannot be used."""
     try:
         validators, referencing = import_module("jsonschema.validators"), import_module("referencing")
     except ImportError:
         return "is not checked (pip install 'asyncmig[check]')"
     if not isinstance(schema, Mapping):
         return "cannot be checked here (it is not an object)"
-    patterns: dict[str, _SchemaPattern] = {}
+    patterns: dict[str, Pattern] = {}
     try:
         text = json.dumps(schema)
-        reason = _reason_against(cast("Mapping[str, object]", schema), patterns, compiled)
+        reason = _reason_against(cast("Mapping[str, object]", schema), patterns)
     except RecursionError:
         return "cannot be checked here (it is nested too deeply)"
     if len(text) > _LONGEST_SCHEMA:
@@ -106,10 +122,10 @@ def compiled_schema(schema: object, compiled: Compile) -> JsonSchema | str:
         return f"cannot be checked here ({_first_line(error)})"
 
 
-def _reason_against(value: object, patterns: dict[str, _SchemaPattern], compiled: Compile) -> str | None:
+def _reason_against(value: object, patterns: dict[str, Pattern]) -> str | None:
     """Return why a schema cannot be checked, or None. Adds its compiled patterns to `patterns`."""
     if isinstance(value, list):
-        found = (_reason_against(each, patterns, compiled) for each in cast("list[object]", value))
+        found = (_reason_against(each, patterns) for each in cast("list[object]", value))
         return next((reason for reason in found if reason), None)
     if not isinstance(value, Mapping):
         return None
@@ -119,11 +135,11 @@ def _reason_against(value: object, patterns: dict[str, _SchemaPattern], compiled
         if name in _REFERENCES and isinstance(inner, str) and not inner.startswith("#"):
             return "it refers to another document"
         if name == "pattern" and isinstance(inner, str):
-            pattern = compiled(inner)
+            pattern = compiled_pattern(inner)
             if isinstance(pattern, str):
                 return f"its pattern {pattern}"
             patterns[inner] = pattern
-        if reason := _reason_against(inner, patterns, compiled):
+        if reason := _reason_against(inner, patterns):
             return reason
     return None
 
@@ -134,7 +150,7 @@ schema."""
 
 
 def _keywords(
-    known: Mapping[str, _Keyword], patterns: Mapping[str, _SchemaPattern], budget: list[int]
+    known: Mapping[str, _Keyword], patterns: Mapping[str, Pattern], budget: list[int]
 ) -> dict[str, _Keyword]:
     """Return the implementations of keywords that replace those of the library."""
 
