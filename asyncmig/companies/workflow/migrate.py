@@ -42,7 +42,7 @@ from asyncmig.errors import BadRequest, Conflict, NotFound, RunError, UnknownOut
 from asyncmig.journal import ClaimPort
 from asyncmig.records.decisions import decide_by_policy
 from asyncmig.records.record import are_in, is_delivered
-from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 from asyncmig.records.workflow import Workflow
 
 __all__ = ["CustomerMigration", "nothing_ran", "refused_change"]
@@ -312,7 +312,7 @@ class CustomerMigration(Workflow[Record]):
             await self._keeper.keep("export started", exports=self._with(step))
         if step.result is None:
             assert step.run_id is not None
-            run = company.exports.open(step.run_id, age=wall_clock() - step.started_at)
+            run = company.exports.open(step.run_id, age=seconds_since(step.started_at))
             state = await run.wait()
             step = msgspec.structs.replace(step, result=summary_of(mode, run.id, state.report))
             await self._keeper.keep("exported", exports=self._with(step))

@@ -38,7 +38,7 @@ from asyncmig.errors import (
     UnknownOutcome,
 )
 from asyncmig.records.names import NameLists, list_requests
-from asyncmig.records.record_keeper import RecordKeeper
+from asyncmig.records.record_keeper import RecordKeeper, seconds_since
 
 __all__ = ["Preparation", "catalogue_requests", "differs", "refuses_account", "resolve"]
 
@@ -192,10 +192,9 @@ class Preparation:
         # Runs of about the same size take about equally long.
         group = len(str(sum(file.size for file in record.files)))
         if record.run_id is not None:
-            now = wall_clock()
-            run = company.imports.open(record.run_id, age=now - record.started_at, group=group)
+            run = company.imports.open(record.run_id, age=seconds_since(record.started_at), group=group)
             if record.decided:
-                run.note_decision(record.decided, age=max(0.0, now - record.decided_at))
+                run.note_decision(record.decided, age=seconds_since(record.decided_at))
             return run
         keeper.begin("starting")
         body, doubtful = record.import_body, record.import_body is not None
