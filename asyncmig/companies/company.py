@@ -7,7 +7,7 @@ from typing import final
 
 from asyncmig._core.arguments import checked_call, checked_path
 from asyncmig._io.context import SessionContext
-from asyncmig.companies.downloads import Fetch, download
+from asyncmig.companies.downloads import Download, Fetch
 from asyncmig.companies.expected import Expected
 from asyncmig.companies.exports import ExportOutcome, Exports, ExportStage, in_stages, summary_of
 from asyncmig.companies.imports import Imports, key_or_new
@@ -191,11 +191,11 @@ class Company:
         folder = checked_path("to", to)
         fetch, among = self._fetch(filter, report, rank)
         if sheets is None:
-            return download(fetch, among, folder, among=among, whole=True)
+            return Download(fetch, among, folder, among=among, whole=True).run()
         if isinstance(sheets, str) or not sheets:
             raise InvalidInput("sheets", sheets, "must be a sequence of sheets, and not empty")
         wanted = {sheet.id: sheet for sheet in (_chosen(each, among, "sheets") for each in sheets)}
-        return download(fetch, list(wanted.values()), folder, among=among, whole=False)
+        return Download(fetch, list(wanted.values()), folder, among=among, whole=False).run()
 
     @checked_call
     def stream(

@@ -28,7 +28,7 @@ from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.errors import ApiError, AsyncmigError, AuthError, NoAnswer, NotFound, TruncatedDownload
 from asyncmig.transfers.part import Bound, Part, WrongDownloads, usable_bytes
 
-__all__ = ["Fetch", "ServerTraits", "can_do_without", "download", "is_no_archive", "no_sheets"]
+__all__ = ["Download", "Fetch", "ServerTraits", "can_do_without", "is_no_archive", "no_sheets"]
 
 _NO_ARCHIVE = frozenset({400, 404, 405, 501})
 _MORE_SHEETS = 100
@@ -97,55 +97,45 @@ def no_sheets() -> NotFound:
     return NotFound("GET", routes.DOWNLOAD.template, 404, "no ZIP here, and no sheet ids are known")
 
 
-async def download(
-    fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], whole: bool
-) -> list[Downloaded]:
-    """Download `sheets` to `folder/SHEET.csv`. `among`: all known sheets. `whole`: `sheets` are all of them.
-
-    The file name of a sheet does not depend on which other sheets are downloaded. All sheets come in one ZIP if
-    the server offers it. All files are downloaded and checked before the first one gets its final name.
-
-    A request for the archive or for a sheet may fail `RetryPolicy.attempts` times in the whole download. If the rows
-    of all sheets together disagree with the report, all sheets are requested again, at most as many times.
-
-    Raises `TruncatedDownload` if the last attempt disagrees with the report, or if the same wrong bytes arrived in
-    every attempt (at most eight); `InvalidInput` if a file would replace an input.
-    """
-    names = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
-    files = dict(zip(names, file_names(names.values()), strict=True))
-    paths = [folder / f"{files[sheet.id]}.csv" for sheet in sheets]
-    rounds = fetch.repeated()
-    archived = whole and len(sheets) != 1
-    one = _Download(fetch, sheets, folder, paths, use_archive=archived, attempts=rounds.most)
-    while True:
-        async with rounds:
-            with ExitStack() as stack:
-                parts = await one.fetched(stack)
-                if whole and (flaw := one.flaw_of_sum(parts)) is not None:
-                    await in_thread(one.recount_sum, parts, flaw)
-                return await in_thread(_commit, parts, fetch.checks)
-
-
 @final
-class _Download:
-    """One download of one or several sheets."""
+class Download:
+    """One download of one or several sheets to `folder/SHEET.csv`."""
 
     def __init__(
-        self,
-        fetch: Fetch,
-        sheets: Sequence[Sheet],
-        folder: Path,
-        paths: Sequence[Path],
-        *,
-        use_archive: bool,
-        attempts: int,
+        self, fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, among: Sequence[Sheet], whole: bool
     ) -> None:
-        self._fetch, self._sheets, self._folder, self._paths = fetch, sheets, folder, paths
-        self._use_archive = use_archive
-        self._wrong_downloads = WrongDownloads(attempts)
+        """`among`: all known sheets. `whole`: `sheets` are all of them.
+
+        The file name of a sheet does not depend on which other sheets are downloaded.
+        """
+        names = {sheet.id: sheet.name or sheet.id for sheet in (*among, *sheets)}
+        files = dict(zip(names, file_names(names.values()), strict=True))
+        self._fetch, self._sheets, self._folder, self._whole = fetch, sheets, folder, whole
+        self._paths = [folder / f"{files[sheet.id]}.csv" for sheet in sheets]
+        self._use_archive = whole and len(sheets) != 1
+        self._rounds = fetch.repeated()
+        self._wrong_downloads = WrongDownloads(self._rounds.most)
         self._attempts: dict[str | None, Attempts] = {}
 
-    async def fetched(self, stack: ExitStack) -> list[Part]:
+    async def run(self) -> list[Downloaded]:
+        """Download the sheets and return them. All sheets come in one ZIP if the server offers it.
+
+        All files are downloaded and checked before the first one gets its final name. A request for the archive or
+        for a sheet may fail `RetryPolicy.attempts` times in the whole download. If the rows of all sheets together
+        disagree with the report, all sheets are requested again, at most as many times.
+
+        Raises `TruncatedDownload` if the last attempt disagrees with the report, or if the same wrong bytes arrived
+        in every attempt (at most eight); `InvalidInput` if a file would replace an input.
+        """
+        while True:
+            async with self._rounds:
+                with ExitStack() as stack:
+                    parts = await self._fetched(stack)
+                    if self._whole and (flaw := self._flaw_of_sum(parts)) is not None:
+                        await in_thread(self._recount_sum, parts, flaw)
+                    return await in_thread(_commit, parts, self._fetch.checks)
+
+    async def _fetched(self, stack: ExitStack) -> list[Part]:
         """Download the sheets, check each, and return them. `stack` closes and removes their temporary files."""
         traits, is_refused = self._fetch.traits, False
         if self._use_archive and traits.has_archives:
@@ -259,7 +249,7 @@ class _Download:
                 part.check_bound()
         part.check(partial(self._fetch.expected.check, part.sheet, sheet))
 
-    def flaw_of_sum(self, parts: Sequence[Part]) -> TruncatedDownload | None:
+    def _flaw_of_sum(self, parts: Sequence[Part]) -> TruncatedDownload | None:
         """Compare the rows of all sheets together with the report; return the error if they differ."""
         try:
             self._fetch.expected.check_sum([part.found for part in parts if part.found is not None])
@@ -267,7 +257,7 @@ class _Download:
             return error
         return None
 
-    def recount_sum(self, parts: Sequence[Part], flaw: TruncatedDownload) -> None:
+    def _recount_sum(self, parts: Sequence[Part], flaw: TruncatedDownload) -> None:
         """Count the rows in every other reading, and compare them with the report. Blocks.
 
         Raises `RetryableFailure` if none agrees, or `TruncatedDownload` if another attempt is unlikely to differ.
