@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TypeVar, cast, final
+from typing import TypeVar, cast
 
 from asyncmig._core.endpoint import Endpoint
 from asyncmig._io.caller import Caller
@@ -13,34 +13,9 @@ from asyncmig._io.poller import Poller
 from asyncmig._io.run_slots import RunSlots
 from asyncmig.events import Events
 
-__all__ = ["SessionContext", "UnwrittenEntries", "UnwrittenEntry"]
+__all__ = ["SessionContext"]
 
 T = TypeVar("T")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class UnwrittenEntry:
-    """The arguments of one write to a claim."""
-
-    kind: str
-    detail: bytes
-    state: bytes
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class UnwrittenEntries:
-    """The entries of a customer that could not be written, and the state before them."""
-
-    before: bytes | None
-    entries: tuple[UnwrittenEntry, ...]
-
-    def missing(self, state: bytes | None) -> tuple[UnwrittenEntry, ...]:
-        """Return the entries that are missing in a journal with this state; none if another process has written
-        since."""
-        states = [self.before, *(entry.state for entry in self.entries)]
-        return self.entries[states.index(state) :] if state in states else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +35,6 @@ class SessionContext:
     """Raises the error that a request would raise now: `UsageError`, `SessionClosed`, or the earlier `AuthError`."""
     events: Events
     rng: Random
-    unwritten: dict[str, UnwrittenEntries] = field(default_factory=dict[str, UnwrittenEntries])
-    """The journal entries that could not be written yet, by external id."""
     _kept: dict[type, object] = field(default_factory=dict[type, object])
 
     def keep(self, state: object) -> None:

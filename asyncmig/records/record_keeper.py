@@ -7,13 +7,13 @@ while the journal is unavailable. The next claim of the customer in this session
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Generic, TypedDict, TypeVar, final
+from typing import Generic, NamedTuple, TypedDict, TypeVar, final
 
 import msgspec
 
 from asyncmig._core.retry import FINAL, TRANSIENT
 from asyncmig._io.attempts import TimedAttempts
-from asyncmig._io.context import SessionContext, UnwrittenEntries, UnwrittenEntry
+from asyncmig._io.context import SessionContext
 from asyncmig._io.event_loop import loop_speed
 from asyncmig._io.failures import Failures, Owner
 from asyncmig.customers.options import RETRY_SECONDS
@@ -52,6 +52,19 @@ class OutcomeFields(TypedDict):
     seconds: float
 
 
+class _UnwrittenEntry(NamedTuple):
+    """The arguments of one write to a claim."""
+
+    kind: Entry
+    detail: bytes
+    state: bytes
+
+
+@final
+class _Unwritten(dict[str, tuple[bytes | None, tuple[_UnwrittenEntry, ...]]]):
+    """By external id the entries that could not be written, and the state before them. One for a session."""
+
+
 @final
 class RecordKeeper(Generic[R]):
     """The record of one migration, while this process holds the claim of the customer."""
@@ -81,9 +94,10 @@ class RecordKeeper(Generic[R]):
         self._context, self._claim, self._kind, self._retry_seconds = context, claim, kind, retry_seconds
         self._started = asyncio.get_running_loop().time()
         self._writing = asyncio.Lock()
-        earlier = context.unwritten.pop(claim.external_id, None)
-        self._missing = earlier.missing(claim.state) if earlier else ()
-        """The responses that the journal does not have yet."""
+        before, entries = context.kept(_Unwritten).pop(claim.external_id, (None, ()))
+        states = [before, *(entry.state for entry in entries)]
+        self._missing = entries[states.index(claim.state) :] if claim.state in states else ()
+        """The responses that the journal does not have yet; none of them if another process has written since."""
         self.record: R = kind.read(
             claim.external_id, self._missing[-1].state if self._missing else claim.state
         )
@@ -124,7 +138,7 @@ class RecordKeeper(Generic[R]):
         async with self._writing:
             self.record = self._changed(kind, changes)
             state = msgspec.json.encode(self.record)
-            self._missing += (UnwrittenEntry(kind, msgspec.json.encode(changes), state),)
+            self._missing += (_UnwrittenEntry(kind, msgspec.json.encode(changes), state),)
             await self.catch_up()
 
     async def catch_up(self) -> None:
@@ -151,8 +165,8 @@ class RecordKeeper(Generic[R]):
                     await asyncio.sleep(_PAUSE)
             await failures.succeeded()
         except BaseException:
-            left = UnwrittenEntries(self._claim.state, self._missing)
-            self._context.unwritten[self._claim.external_id] = left
+            unwritten = self._context.kept(_Unwritten)
+            unwritten[self._claim.external_id] = self._claim.state, self._missing
             if failed:
                 _log.error("%s: %s", self._claim.external_id, self.unwritten)
             raise
