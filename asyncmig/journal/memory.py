@@ -12,35 +12,6 @@ from asyncmig.journal.ports import Activity, Instruction, JournalEvent, JournalP
 __all__ = ["MemoryClaim", "MemoryJournal"]
 
 
-@final
-class MemoryClaim:
-    """A claim of a customer in a `MemoryJournal`; see `ClaimPort`."""
-
-    __slots__ = ("_journal", "external_id", "state", "token")
-
-    def __init__(self, journal: "MemoryJournal", external_id: str, token: int, state: bytes | None) -> None:
-        self._journal, self.state = journal, state
-        self.external_id: str = external_id
-        self.token: int = token
-
-    async def write(self, kind: str, detail: bytes, state: bytes) -> None:
-        """Append an event and set the state. Raises `CustomerHeld` after the claim was released."""
-        self._journal.record(self, kind, detail, state)
-        self.state = state
-
-    async def release(self) -> None:
-        """Release the customer."""
-        self._journal.free(self)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.release()
-
-
 @dataclass(slots=True)
 class _Customer:
     token: int = 0
@@ -49,6 +20,42 @@ class _Customer:
     changed_at: str | None = None
     """The time of the last event."""
     instruction: Instruction | None = None
+
+
+@final
+class MemoryClaim:
+    """A claim of a customer in a `MemoryJournal`; see `ClaimPort`."""
+
+    __slots__ = ("_customer", "_journal", "external_id", "state", "token")
+
+    def __init__(self, journal: "MemoryJournal", external_id: str, customer: _Customer) -> None:
+        self._journal, self._customer = journal, customer
+        self.external_id: str = external_id
+        self.token: int = customer.token
+        self.state: bytes | None = customer.state
+
+    async def write(self, kind: str, detail: bytes, state: bytes) -> None:
+        """Append an event and set the state. Raises `CustomerHeld` after the claim was released."""
+        if not self._holds():
+            raise CustomerHeld(":memory:", self.external_id, "no task: this claim was released")
+        self._customer.changed_at = self._journal.append(self.external_id, kind, detail)
+        self._customer.state = self.state = state
+
+    async def release(self) -> None:
+        """Release the customer."""
+        if self._holds():
+            self._customer.is_held = False
+
+    def _holds(self) -> bool:
+        return self._customer.is_held and self._customer.token == self.token
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.release()
 
 
 @final
@@ -72,7 +79,7 @@ class MemoryJournal(JournalPort):
             raise CustomerHeld(":memory:", external_id, "another task of this journal")
         customer.token += 1
         customer.is_held = True
-        return MemoryClaim(self, external_id, customer.token, customer.state)
+        return MemoryClaim(self, external_id, customer)
 
     async def state(self, external_id: str) -> bytes | None:
         customer = self._customers.get(external_id)
@@ -127,23 +134,9 @@ class MemoryJournal(JournalPort):
         other._events, other._seq = list(self._events), self._seq
         return other
 
-    def record(self, claim: MemoryClaim, kind: str, detail: bytes, state: bytes) -> None:
-        """Write for a claim; see `MemoryClaim.write`."""
-        customer = self._held_by(claim)
-        if customer is None:
-            raise CustomerHeld(":memory:", claim.external_id, "no task: this claim was released")
+    def append(self, external_id: str, kind: str, detail: bytes) -> str:
+        """Append an event for a claim, and return its time."""
         self._seq += 1
-        event = JournalEvent(self._seq, claim.external_id, Moment.now().iso(), kind, detail)
+        event = JournalEvent(self._seq, external_id, Moment.now().iso(), kind, detail)
         self._events.append(event)
-        customer.changed_at, customer.state = event.at, state
-
-    def free(self, claim: MemoryClaim) -> None:
-        """Release a claim; see `MemoryClaim.release`."""
-        if (customer := self._held_by(claim)) is not None:
-            customer.is_held = False
-
-    def _held_by(self, claim: MemoryClaim) -> _Customer | None:
-        customer = self._customers.get(claim.external_id)
-        return (
-            customer if customer is not None and customer.is_held and customer.token == claim.token else None
-        )
+        return event.at
