@@ -10,7 +10,7 @@ at once, and its next heartbeat releases orphaned claims for all other processes
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, cast, final
@@ -23,6 +23,8 @@ __all__ = ["ClaimStore", "ClaimedRow", "Row", "StatementResult", "WriteOp"]
 
 _log = logging.getLogger("asyncmig.journal")
 Row = tuple[object, ...]
+_CUSTOMER = "SELECT id, token, {state}, holder FROM companies WHERE external_id = ?"
+_HOLDER = "SELECT {holder} FROM holders WHERE instance = ?"
 # The external id is compared as well: a database that lost its latest commits may reuse the number of a row.
 _INSERT = "INSERT INTO companies (external_id) VALUES (?) ON CONFLICT DO NOTHING"
 _WRITE = "UPDATE companies SET state = ? WHERE id = ? AND external_id = ? AND token = ? AND holder = ?"
@@ -73,23 +75,15 @@ class ClaimStore(ABC):
     """
 
     __slots__ = ("_holder", "_label", "_new", "_owned", "place")
-    STATES: ClassVar[str]
-    """The query for the external id and the state of each customer that has one."""
-    STATE: ClassVar[str]
-    """The query for the state of the customer with an external id."""
-    EVENTS: ClassVar[str]
-    """The query for the fields of `JournalEvent`: `seq` above, limit (None: all)."""
-    EVENTS_OF: ClassVar[str]
-    """The same for one customer: its external id comes first. It reads no event of another customer."""
-    ACTIVITY: ClassVar[str]
-    """The query for each customer's external id, the time of its last event, and its holder (first: the instance).
+    DIALECT: ClassVar[Mapping[str, str]]
+    """The parts of queries in which the databases differ.
 
-    A condition or an order can be appended.
+    - `state`, `detail`: these columns as bytes.
+    - `at`: the time of an event as text.
+    - `holder`: the columns of a holder for `lease_in`; the first one is its instance.
+    - `limit`: the parameter of a limit, for which None means all.
+    - `events_of`: the join of a customer and its events, which reads no event of another customer.
     """
-    _CUSTOMER: ClassVar[str]
-    """The query for a customer's row: its number, token, state as bytes, and holder."""
-    _HOLDER: ClassVar[str]
-    """The query for a holder, in the columns of `ACTIVITY`, by its instance."""
     _DATABASE_ERRORS: ClassVar[tuple[type[Exception], ...]]
     """Errors that fail the whole transaction; includes `JournalError`."""
     _OP_ERRORS: ClassVar[tuple[type[Exception], ...]]
@@ -122,7 +116,7 @@ class ClaimStore(ABC):
     @staticmethod
     @abstractmethod
     def lease_in(row: Row) -> Lease:
-        """Return the holder in a row of `_HOLDER`, with the present age of its heartbeat."""
+        """Return the holder in the columns `holder` of `DIALECT`, with the present age of its heartbeat."""
 
     @abstractmethod
     def renew(self) -> None:
@@ -282,11 +276,11 @@ class ClaimStore(ABC):
         return "no process now; another one took it over" if lease is None else str(lease)
 
     def _lease_of(self, instance: str) -> Lease | None:
-        row = self._run(self._HOLDER, instance).fetchone()
+        row = self._run(_HOLDER.format_map(self.DIALECT), instance).fetchone()
         return None if row is None else self.lease_in(row)
 
     def _find(self, external_id: str) -> tuple[int, int, bytes | None, str | None] | None:
-        found = self._run(self._CUSTOMER, external_id).fetchone()
+        found = self._run(_CUSTOMER.format_map(self.DIALECT), external_id).fetchone()
         return cast("tuple[int, int, bytes | None, str | None] | None", found)
 
     def _run_once(self, held: ClaimedRow, sql: str, *values: object) -> None:

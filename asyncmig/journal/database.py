@@ -17,10 +17,21 @@ from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row
 from asyncmig.journal.ports import Activity, Instruction, JournalEvent, JournalPort, Wanted
 from asyncmig.journal.writer import Op, Writer
 
-__all__ = ["Claim", "DatabaseJournal", "state_folder"]
+__all__ = ["EVENTS", "Claim", "DatabaseJournal", "state_folder"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
+# The words in braces are parts of `ClaimStore.DIALECT`.
+_STATES = "SELECT external_id, {state} FROM companies WHERE state IS NOT NULL ORDER BY id"
+_STATE = "SELECT {state} FROM companies WHERE external_id = ?"
+EVENTS = """SELECT seq, external_id, {at}, kind, {detail} FROM events JOIN companies ON companies.id = company
+    WHERE seq > ? ORDER BY seq LIMIT {limit}"""
+"""The query for the fields of `JournalEvent`."""
+_EVENTS_OF = """SELECT seq, external_id, {at}, kind, {detail} FROM {events_of} ON companies.id = company
+    WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT {limit}"""
+_ACTIVITY = """SELECT external_id,
+        (SELECT {at} FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), {holder}
+    FROM companies LEFT JOIN holders ON instance = holder"""
 _INSTRUCTIONS = "SELECT external_id, wanted, instruction FROM companies WHERE wanted IS NOT NULL"
 
 
@@ -158,20 +169,20 @@ class DatabaseJournal(JournalPort):
             await claim.forget()
 
     async def state(self, external_id: str) -> bytes | None:
-        rows = await self._read(self._store.STATE, external_id)
+        rows = await self._read(_STATE, external_id)
         return cast("bytes | None", rows[0][0]) if rows else None
 
     async def states(self) -> dict[str, bytes]:
-        rows = await self._read(self._store.STATES)
+        rows = await self._read(_STATES)
         return dict(cast("Sequence[tuple[str, bytes]]", rows))
 
     async def events(
         self, external_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[JournalEvent]:
         rows = (
-            await self._read(self._store.EVENTS, after, limit)
+            await self._read(EVENTS, after, limit)
             if external_id is None
-            else await self._read(self._store.EVENTS_OF, external_id, after, limit)
+            else await self._read(_EVENTS_OF, external_id, after, limit)
         )
         return [JournalEvent(*row) for row in cast("Sequence[tuple[int, str, str, str, bytes]]", rows)]
 
@@ -202,27 +213,28 @@ class DatabaseJournal(JournalPort):
         }
 
     async def activity(self, external_id: str | None = None) -> dict[str, Activity]:
-        return await self._in_thread(partial(self._read_activity, external_id))
-
-    def _read_activity(self, external_id: str | None) -> dict[str, Activity]:
-        store, found = self._store, dict[str, Activity]()
         rows = (
-            store.read(f"{store.ACTIVITY} ORDER BY id")
+            await self._read(f"{_ACTIVITY} ORDER BY id")
             if external_id is None
-            else store.read(f"{store.ACTIVITY} WHERE external_id = ?", external_id)
+            else await self._read(f"{_ACTIVITY} WHERE external_id = ?", external_id)
         )
+        return await self._in_thread(partial(self._activity_in, rows))
+
+    def _activity_in(self, rows: Sequence[Row]) -> dict[str, Activity]:
+        found: dict[str, Activity] = {}
         alive: dict[object, str | None] = {None: None}
         """A description of each holder that is alive, by its instance."""
         for row in rows:
             instance = row[2]
             if instance not in alive:
-                lease = store.lease_in(row[2:])
+                lease = self._store.lease_in(row[2:])
                 alive[instance] = None if lease.is_over else str(lease)
             found[cast("str", row[0])] = Activity(cast("str | None", row[1]), alive[instance])
         return found
 
     async def _read(self, sql: str, *values: object) -> Sequence[Row]:
-        return await self._in_thread(partial(self._store.read, sql, *values))
+        query = sql.format_map(self._store.DIALECT)
+        return await self._in_thread(partial(self._store.read, query, *values))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         if not self._threaded:

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
-from typing import cast, final
+from typing import ClassVar, cast, final
 from uuid import uuid4
 
 import psycopg
@@ -31,7 +31,7 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.run_table import Reach, RunStore
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row, StatementResult, WriteOp
-from asyncmig.journal.database import DatabaseJournal
+from asyncmig.journal.database import EVENTS, DatabaseJournal
 from asyncmig.journal.lease import DURATION, Holder, Lease
 from asyncmig.journal.ports import JournalEvent
 from asyncmig.journal.postgres_schema import PostgresSchema
@@ -45,10 +45,6 @@ _RECHECK = 30.0
 _RECONNECT = 0.5
 """Real seconds between the attempts of `changes` to connect."""
 _BATCH = 1000
-_ISO = """to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
-_HOLDER = """instance, label, host, boot, namespace, pid, started, lease,
-    greatest(extract(epoch FROM clock_timestamp() - renewed), 0)::float8"""
-"""The columns of `_HolderRow`; the last one is the age of the last heartbeat in seconds."""
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Real seconds between attempts of the writer to connect again; the last one repeats."""
 _RUNS_INSERT = "INSERT INTO run_slots VALUES (%s, '') ON CONFLICT (account) DO NOTHING"
@@ -96,6 +92,7 @@ class PostgresJournal(DatabaseJournal):
         """
         loop = asyncio.get_running_loop()
         speed = float(getattr(loop, "speed", 1.0))
+        events = _placeholders(EVENTS.format_map(PostgresStore.DIALECT))
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(**self._schema.options()) as db:  # type: ignore[arg-type]
@@ -104,7 +101,7 @@ class PostgresJournal(DatabaseJournal):
                         if after is None:
                             row = await (await db.execute("SELECT last FROM journal")).fetchone()
                             after = int(row[0]) if row else 0
-                        found = await db.execute(_placeholders(PostgresStore.EVENTS), (after, _BATCH))
+                        found = await db.execute(events, (after, _BATCH))
                         rows = await found.fetchall()
                         for row in rows:
                             event = JournalEvent(*row)
@@ -127,19 +124,16 @@ class PostgresStore(ClaimStore):
     """
 
     __slots__ = ("_db", "_lease", "_patience", "_schema", "_seq", "_stopping")
-    STATES = "SELECT external_id, state FROM companies WHERE state IS NOT NULL ORDER BY id"
-    STATE = "SELECT state FROM companies WHERE external_id = ?"
-    EVENTS = f"""SELECT seq, external_id, {_ISO}, kind, detail
-        FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
-    EVENTS_OF = f"""SELECT seq, external_id, {_ISO}, kind, detail
-        FROM events JOIN companies ON companies.id = company
-        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - constants
-    ACTIVITY = f"""SELECT external_id,
-            (SELECT {_ISO} FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), {_HOLDER}
-        FROM companies LEFT JOIN holders ON instance = holder"""  # noqa: S608 - constants
-    _CUSTOMER = "SELECT id, token, state, holder FROM companies WHERE external_id = ?"
-    _HOLDER = f"SELECT {_HOLDER} FROM holders WHERE instance = ?"  # noqa: S608 - constants
+    DIALECT: ClassVar = {
+        "state": "state",
+        "detail": "detail",
+        "at": """to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""",
+        # The age of the last heartbeat, in seconds, is last.
+        "holder": """instance, label, host, boot, namespace, pid, started, lease,
+            greatest(extract(epoch FROM clock_timestamp() - renewed), 0)::float8""",
+        "limit": "?",
+        "events_of": "companies JOIN events",
+    }
     _DATABASE_ERRORS = (psycopg.Error, JournalError)
     _OP_ERRORS = (CustomerHeld, psycopg.DataError, psycopg.IntegrityError, UnicodeError)
 

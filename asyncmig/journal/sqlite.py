@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
-from typing import cast, final
+from typing import ClassVar, cast, final
 
 from asyncmig._core.arguments import checked_call
 from asyncmig.errors import CustomerHeld, JournalError
@@ -117,19 +117,14 @@ class SqliteStore(ClaimStore):
     """The SQLite connection of this process that writes; see `ClaimStore`."""
 
     __slots__ = ("_connect", "_db", "_identity", "_lease", "_now", "_path", "_renewed")
-    STATES = "SELECT external_id, CAST(state AS BLOB) FROM companies WHERE state IS NOT NULL ORDER BY id"
-    STATE = "SELECT CAST(state AS BLOB) FROM companies WHERE external_id = ?"
-    EVENTS = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
-        FROM events JOIN companies ON companies.id = company
-        WHERE seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
-    EVENTS_OF = """SELECT seq, external_id, at, kind, CAST(detail AS BLOB)
-        FROM companies CROSS JOIN events INDEXED BY events_by_company ON companies.id = company
-        WHERE external_id = ? AND seq > ? ORDER BY seq LIMIT coalesce(?, -1)"""
-    ACTIVITY = """SELECT external_id,
-            (SELECT at FROM events WHERE company = companies.id ORDER BY seq DESC LIMIT 1), holders.*
-        FROM companies LEFT JOIN holders ON instance = holder"""
-    _CUSTOMER = "SELECT id, token, CAST(state AS BLOB), holder FROM companies WHERE external_id = ?"
-    _HOLDER = "SELECT * FROM holders WHERE instance = ?"
+    DIALECT: ClassVar = {
+        "state": "CAST(state AS BLOB)",
+        "detail": "CAST(detail AS BLOB)",
+        "at": "at",
+        "holder": "holders.*",
+        "limit": "coalesce(?, -1)",
+        "events_of": "companies CROSS JOIN events INDEXED BY events_by_company",
+    }
     _DATABASE_ERRORS = (sqlite3.Error, OSError, JournalError)
     _OP_ERRORS = (
         CustomerHeld,
