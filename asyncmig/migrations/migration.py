@@ -269,7 +269,7 @@ class Migration:
     ) -> Run:
         """Return the handle of a run with a known id, without a request.
 
-        If this session started the run, the handle follows its last operation. Otherwise every end counts, unless
+        If this session started or opened the run last, that handle is returned. Otherwise every end counts, unless
         `kind` and `after` (the sequence that was noted before the start; `Run.after`) say which operation it is.
         `before`: the last reading before the start. `age`: seconds since the start, if known.
         """

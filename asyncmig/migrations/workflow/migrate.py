@@ -65,7 +65,7 @@ class CustomerMigration(Workflow[Record]):
         keeper = RecordKeeper(context, claim, Record, retry_seconds=call.options.retry_seconds)
         super().__init__(context, keeper, call)
         self._operations = Operations(context, keeper)
-        self._preparation = Preparation(context, call.spec, keeper, self._operations, call.options)
+        self._preparation = Preparation(context, call.spec, keeper, self._operations, call.options.root)
         self._driver = RunDriver(context, keeper, self._operations, call.to, call.options)
 
     def _with_notes(self, outcome: Outcome) -> Outcome:

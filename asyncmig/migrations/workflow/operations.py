@@ -45,12 +45,11 @@ _OTHER_RUN = "a run that another client had started was in progress"
 class Operations:
     """The operations on one customer's run."""
 
-    __slots__ = ("_context", "_keeper", "_migration", "_permit", "_run")
+    __slots__ = ("_context", "_keeper", "_migration", "_run")
 
     def __init__(self, context: SessionContext, keeper: RecordKeeper[Record]) -> None:
         self._context, self._keeper = context, keeper
         self._migration: Migration | None = None
-        self._permit = context.kept(WorkPermit)
         self._run: Run | None = None
         """The run of the operation in the journal, if this process follows it."""
 
@@ -98,7 +97,7 @@ class Operations:
 
         try:
             send = partial(self._send, kind, message, reads_live, noted)
-            run = await self._permit.working(keeper.retry_while_away(send))
+            run = await self._context.kept(WorkPermit).working(keeper.retry_while_away(send))
         except ApiError as error:
             run_id = active_run_id(error) if isinstance(error, Conflict) else None
             if run_id is None:

@@ -16,7 +16,6 @@ import msgspec
 
 from asyncmig._core.retry import TRANSIENT
 from asyncmig._io.context import SessionContext
-from asyncmig.customers.options import MigrationOptions
 from asyncmig.customers.paths import check_below
 from asyncmig.customers.spec import HasNames, LiveSource, ResolvedSpec, Spec
 from asyncmig.customers.status import wall_clock
@@ -46,7 +45,7 @@ _OPERATIONS = frozenset({"generate", "update", "execute", "clarify", "reuse"})
 class Preparation:
     """Creates a customer's migration, uploads its files and saves its connection, as far as that is not done."""
 
-    __slots__ = ("_context", "_keeper", "_operations", "_options", "_permit", "_spec", "_status")
+    __slots__ = ("_context", "_keeper", "_operations", "_root", "_spec", "_status")
 
     def __init__(
         self,
@@ -54,11 +53,11 @@ class Preparation:
         spec: Spec,
         keeper: RecordKeeper[Record],
         operations: Operations,
-        options: MigrationOptions,
+        root: Path | str | None,
     ) -> None:
+        """`root`: the folder that the files must be below; None for any place."""
         self._context, self._spec, self._keeper = context, spec, keeper
-        self._operations, self._options = operations, options
-        self._permit = context.kept(WorkPermit)
+        self._operations, self._root = operations, root
         self._status: str | None = None
         """The status of the migration when it was created or found."""
 
@@ -76,7 +75,7 @@ class Preparation:
         if not keeper.record.create_sent:
             await keeper.write("create", create_sent=True)
         try:
-            migration = await self._permit.working(keeper.retry_while_away(self._post))
+            migration = await self._context.kept(WorkPermit).working(keeper.retry_while_away(self._post))
         except ApiError:
             await keeper.keep("refused", create_sent=False)
             raise
@@ -174,8 +173,8 @@ class Preparation:
         files = [Path(file.path) for file in record.files]
         if len(record.uploads) < len(files):
             keeper.begin("uploading", f"{len(files)} files")
-            if self._options.root is not None:  # a link may have changed since
-                check_below(Path(self._options.root), files)
+            if self._root is not None:  # a link may have changed since
+                check_below(Path(self._root), files)
             earlier = record.earlier_files
             if record.existed and not record.upload_sent:
                 listed = await keeper.retry_while_away(migration.files)
