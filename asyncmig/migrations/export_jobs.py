@@ -154,17 +154,14 @@ class ExportJob:
     async def opened(self) -> AsyncGenerator[Response]:
         """Open the file of a completed job. If a link does not work, the job is read again for a fresh one."""
         async with AsyncExitStack() as stack:
-            yield await self._open(stack)
-
-    async def _open(self, stack: AsyncExitStack) -> Response:
-        for number in range(1, _LINKS + 1):
-            answer = await self._follow(await self._link(), stack, number)
-            if 200 <= answer.status < 300 and not is_html(answer):
-                return answer
-            if number == _LINKS:
-                raise _refused(answer.status)
-            await asyncio.sleep(routes.EXPORT.shortest_floor)
-        raise AssertionError
+            for number in range(1, _LINKS + 1):
+                answer = await self._follow(await self._link(), stack, number)
+                if 200 <= answer.status < 300 and not is_html(answer):
+                    yield answer
+                    return
+                if number == _LINKS:
+                    raise _refused(answer.status)
+                await asyncio.sleep(routes.EXPORT.shortest_floor)
 
     async def _link(self) -> str:
         """Read the job for a fresh link."""
