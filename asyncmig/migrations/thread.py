@@ -10,7 +10,7 @@ import enum
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeVar, cast, final
 
 import anyio
@@ -271,7 +271,10 @@ class ThreadStream:
                 try:
                     is_done = self._refused < _GIVE_UP and await self._connected()
                     if self.position == before:  # the stream may fail every time, or say `done` too early
-                        is_done = await self._poll()
+                        async for page in self._pages(before):
+                            for event in page:
+                                self._tell(event)
+                        is_done = self.position == before
                     if is_done:
                         self._tell(StreamState.DONE)
                 except (AuthError, BadRequest):
@@ -312,25 +315,18 @@ class ThreadStream:
             self._refused = 0
             self._tell(StreamState.CONNECTED)
             try:
-                async with aclosing(_chunks(answer.chunks())) as chunks:
-                    async for chunk in chunks:
-                        for frame in decoder.feed(chunk):
-                            if frame.event == "done":
-                                last = _read(frame.data.encode(), _Last)
-                                return last is None or (last.last_sequence or 0) <= max(self.position, 0)
-                            if not self._take(frame):
-                                return False
+                async for chunk in answer.chunks():
+                    for frame in decoder.feed(chunk):
+                        if frame.event == "done":
+                            last = _read(frame.data.encode(), _Last)
+                            return last is None or (last.last_sequence or 0) <= max(self.position, 0)
+                        if not self._take(frame):
+                            return False
+            except Lost as lost:  # the next stream continues where this one was
+                _log.debug("the stream of a thread broke off: %s", lost.reason)
             finally:
                 self._tell(StreamState.DISCONNECTED)
         return False
-
-    async def _poll(self) -> bool:
-        """Read a snapshot. Return whether it has nothing new."""
-        before = self.position
-        async for page in self._pages(self.position):
-            for event in page:
-                self._tell(event)
-        return self.position == before
 
     def _take(self, frame: Frame) -> bool:
         """Pass a frame on; return whether more may follow."""
@@ -350,15 +346,6 @@ class ThreadStream:
             self.position = item.sequence
         for listener in tuple(self._listeners.values()):
             listener(item)
-
-
-async def _chunks(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield the bytes of a stream. A stream that breaks off ends: the next one continues where it was."""
-    try:
-        async for chunk in chunks:
-            yield chunk
-    except Lost as lost:
-        _log.debug("the stream of a thread broke off: %s", lost.reason)
 
 
 def _read(body: bytes, kind: type[T]) -> T | None:
