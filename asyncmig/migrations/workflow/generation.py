@@ -1,7 +1,7 @@
 """The API generation "migrations" as an implementation of `Generation`."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -15,10 +15,10 @@ from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationCall, MigrationOptions
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Reviewed
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
-from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.migrations import routes
 from asyncmig.migrations.catalog import Migrations
 from asyncmig.migrations.uploads import check_limits
@@ -75,9 +75,6 @@ class MigrationsGeneration:
         routes.CREATE_UPLOADS.key,
         _GENERATE,
     )
-    describe = staticmethod(words_of)
-    resolve = staticmethod(preparation.resolve)
-    catalogue_requests = staticmethod(preparation.catalogue_requests)
 
     def migrate(
         self,
@@ -103,6 +100,15 @@ class MigrationsGeneration:
     def recognizes(self, listed: object) -> bool | None:
         found = has_ids(listed)
         return None if found is None else not found
+
+    def describe(self, event: JournalEvent) -> str:
+        return words_of(event)
+
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        return await preparation.resolve(context, specs)
+
+    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
+        return preparation.catalogue_requests(customers)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):

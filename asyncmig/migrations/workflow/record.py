@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import msgspec
 
+from asyncmig._core.endpoint import Endpoint
 from asyncmig.customers.decisions import Approve, Change
 from asyncmig.customers.files import FileInput, files_in_words
 from asyncmig.customers.outcome import Delivered, Failed, Outcome, Parked
@@ -93,10 +94,10 @@ class OperationRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Record(BaseRecord, frozen=True, kw_only=True):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    API = "migrations"
-    RESOURCE = "migration"
-    DOWNLOAD = routes.DOWNLOAD
-    PUT_BYTES = routes.PUT_BYTES
+    API: ClassVar[str] = "migrations"
+    RESOURCE: ClassVar[str] = "migration"
+    DOWNLOAD: ClassVar[Endpoint] = routes.DOWNLOAD
+    PUT_BYTES: ClassVar[Endpoint] = routes.PUT_BYTES
 
     api: str = msgspec.field(default_factory=lambda: "migrations")  # a factory, so that it is always written
     source: str = ""
