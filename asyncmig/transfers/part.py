@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from glob import escape
 from io import FileIO
 from pathlib import Path
 from typing import Self, final
@@ -120,27 +121,17 @@ class Part:
         self.sheet: str = sheet
         self.path: Path = path
         self._wrong_downloads = wrong_downloads
-        self._part = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")
+        self._part = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")  # 32 digits; see `__enter__`
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with os.scandir(self.path.parent) as entries:
-            left = [entry.path for entry in entries if self._is_part(entry.name)]
-        for path in left:
+        for left in self.path.parent.glob(f"{escape(self.path.name)}.{'?' * 32}.part"):
             with suppress(OSError):
-                os.unlink(path)
+                left.unlink()
         self._free = usable_bytes(self.path.parent)
         self.file: FileIO = self._part.open("xb", buffering=0)
         self._begin(None)
         return self
-
-    def _is_part(self, name: str) -> bool:
-        """Return whether this is the name of a temporary file for this sheet."""
-        return (
-            name.startswith(f"{self.path.name}.")
-            and name.endswith(".part")
-            and len(name) == len(self._part.name)
-        )
 
     def __exit__(self, *exc_info: object) -> None:
         try:
