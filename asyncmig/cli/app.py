@@ -16,6 +16,7 @@ from rich.console import Console
 
 from asyncmig.cli.check import check
 from asyncmig.cli.connection import ConnectionSettings, run_at
+from asyncmig.cli.decisions import DecisionFlags
 from asyncmig.cli.demo import demo
 from asyncmig.cli.doctor import doctor
 from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, report_error
@@ -49,7 +50,7 @@ from asyncmig.cli.output import (
     say_steps,
     words_console,
 )
-from asyncmig.cli.review import DecisionFlags, Reviewer, parked_records, print_all
+from asyncmig.cli.review import Reviewer, parked_records, print_all
 from asyncmig.cli.run import drive
 from asyncmig.cli.settings import Display, Options, Settings, config, given
 from asyncmig.cli.sim import sim
@@ -283,7 +284,7 @@ def review(
     if not records:
         say(words, f"No customer is parked in {journal}.")
         return
-    if not verdict.is_given and (as_json or not is_interactive()):
+    if not verdict.given and (as_json or not is_interactive()):
         print_all(data, records, journal, out, as_json=as_json)
         raise typer.Exit(PARKED)
     reviewer = Reviewer(journal, reach, verdict, words, out)

@@ -1,24 +1,24 @@
 """`asyncmig review`: show what parked imports ask, and send a person's decisions."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, final
+from typing import final
 
-import typer
 from rich.console import Console
 
 from asyncmig import generations
 from asyncmig.cli.connection import ConnectionSettings, open_session
+from asyncmig.cli.decisions import DecisionFlags, ask_decision, sent_text
 from asyncmig.cli.last_run import LastRun
-from asyncmig.cli.output import SCHEMA, failure_line, print_line, say
-from asyncmig.cli.parked import print_parked
-from asyncmig.cli.prompts import ask_decision, from_variable, option_of
+from asyncmig.cli.output import SCHEMA, clean, counted, failure_line, print_line, say
 from asyncmig.cli.settings import about_journal
 from asyncmig.customers.decisions import Answer, Approve, Cancel, Change, Credentials, Decision, Reject
 from asyncmig.customers.outcome import Parked
 from asyncmig.customers.preview_page import preview_page
-from asyncmig.customers.questions import AttentionKind, Custom, NeedsAttention, Question
+from asyncmig.customers.previews import PreviewSheet
+from asyncmig.customers.questions import Action, AttentionKind, CredentialRequest, NeedsAttention, Question
 from asyncmig.customers.status import CustomerRecord
 from asyncmig.errors import InvalidInput
 from asyncmig.events import AttemptFailed, Event
@@ -26,117 +26,10 @@ from asyncmig.jobs.status import read_records
 from asyncmig.journal import DatabaseJournal, JournalPlace, open_journal
 from asyncmig.session import Session, context_of
 
-__all__ = ["DecisionFlags", "Reviewer", "parked_records", "print_all"]
+__all__ = ["Reviewer", "describe", "parked_records", "print_all"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionFlags:
-    """The decision that the command line gives; without one, a person at the terminal decides."""
-
-    approve: Annotated[
-        bool, typer.Option("--approve", help="Approve the server's proposal, or the preview.")
-    ] = False
-    reject: Annotated[
-        bool, typer.Option("--reject", help="Reject the proposal: the customer ends as failed.")
-    ] = False
-    answer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="QUESTION=OPTION",
-            help="The answer to one question: an option's number, label or id, or your own text. Repeatable. With "
-            "--api companies, also give --approve.",
-        ),
-    ] = None
-    change: Annotated[
-        str | None,
-        typer.Option(metavar="MESSAGE", help="What to change in the preview, in your own words."),
-    ] = None
-    credentials: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VARIABLE",
-            help="The credentials that the run waits for: an environment variable that holds a JSON object.",
-        ),
-    ] = None
-    cancel: Annotated[
-        bool,
-        typer.Option(
-            "--cancel", help="Cancel the run: the customer ends as failed, and `retry` begins a new run."
-        ),
-    ] = False
-    allow_destructive: Annotated[
-        bool, typer.Option("--allow-destructive", help="Permit an approval that destroys rows, or that may.")
-    ] = False
-
-    @property
-    def _given(self) -> list[str]:
-        names = ("approve", "reject", "answer", "change", "credentials", "cancel")
-        return [f"--{name}" for name in names if getattr(self, name)]
-
-    @property
-    def is_given(self) -> bool:
-        """Whether the command line decides."""
-        return bool(self._given)
-
-    def check(self, external_ids: Sequence[str]) -> None:
-        """Raise `InvalidInput` for options that contradict each other, and for a decision without customers."""
-        given = self._given
-        if len(given) > 1 and given != ["--approve", "--answer"]:
-            raise InvalidInput(given[1], True, f"cannot be combined with {given[0]}")
-        if given and not external_ids:
-            raise InvalidInput("EXTERNAL_ID", "", "is missing: name the customers to decide about")
-
-    def decision(self, shown: NeedsAttention) -> Decision:
-        """Return the decision about a run. Raises `InvalidInput` for one that does not fit what was `shown`."""
-        if self.reject:
-            return Reject()
-        if self.cancel:
-            return Cancel()
-        fitting = _FITTING[shown.kind]
-        if unfit := next((name for name in self._given if name not in fitting), None):
-            ways = ", ".join(fitting)
-            raise InvalidInput(unfit, True, f"does not fit: {_WAITS[shown.kind]}. Give one of {ways}")
-        if self.change is not None:
-            return Change(self.change)
-        if self.credentials is not None:
-            return Credentials(from_variable(self.credentials, shown.credentials))
-        if self.answer and shown.kind == "questions":
-            return Answer(dict(_answer(each, shown) for each in self.answer))
-        if not self.approve:
-            raise InvalidInput("--answer", (self.answer or [""])[0], "requires --approve")
-        if shown.is_destructive and not self.allow_destructive:
-            reason = "requires --allow-destructive, because the proposal destroys rows, or may"
-            raise InvalidInput("--approve", True, reason)
-        return Approve(dict(_answer(each, shown) for each in self.answer or ()) or None)
-
-
-_FITTING: Mapping[AttentionKind, tuple[str, ...]] = {
-    "patch": ("--approve", "--answer", "--reject"),
-    "questions": ("--answer", "--cancel", "--reject"),
-    "credentials": ("--credentials", "--cancel", "--reject"),
-    "preview": ("--approve", "--change", "--cancel", "--reject"),
-}
-"""The options that fit what a run waits for."""
-_WAITS: Mapping[AttentionKind, str] = {
-    "patch": "the run proposes a patch",
-    "questions": "the run asks questions",
-    "credentials": "the run waits for credentials",
-    "preview": "the run waits for the approval of its preview",
-}
-
-
-def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
-    name, equals, choice = text.partition("=")
-    if not equals:
-        raise InvalidInput("--answer", text, "must look like QUESTION=OPTION")
-    for question in shown.questions:
-        if question.id != name:
-            continue
-        if (option := option_of(question, choice)) is not None:
-            return name, option.id if shown.kind == "patch" else option.label or option.id
-        if question.allow_custom or (shown.kind == "questions" and not question.options):
-            return name, Custom(choice)
-    return name, choice
+_SAMPLES = 5
+"""The most samples of values, and reasons of flagged cells, that are printed."""
 
 
 async def parked_records(journal: JournalPlace, external_ids: Sequence[str] = ()) -> list[CustomerRecord]:
@@ -172,10 +65,139 @@ def print_all(
             asked = {"is_destructive": attention.is_destructive, "attention": attention}
             print_line({"schema": SCHEMA, **whose, **asked})
             continue
-        print_parked(data, record, attention, page=preview_page(out, record.external_id))
+        _print_parked(data, record, attention, out)
         say(data, f"\n  {_TO_DECIDE[attention.kind]}:")
         for options in _ways(attention):
             say(data, f"    {about_journal(journal, 'review', record.external_id, *options)}", wrap=False)
+
+
+def _print_parked(
+    console: Console,
+    record: CustomerRecord,
+    attention: NeedsAttention,
+    out: Path | None,
+    *,
+    place: str = "",
+) -> None:
+    """Print what a parked run waits for. `out`: as in `print_all`. `place`: printed first, such as `[1 of 3] `."""
+    head = f"\n{place}{record.external_id}  {clean(record.name, 100)}: {_title(attention)}"
+    say(console, head, "bold")
+    sheets, is_patch, page = record.sheets, attention.kind == "patch", preview_page(out, record.external_id)
+    for question in attention.questions:
+        for line in _question(question, sheets, shows_ids=is_patch):
+            say(console, f"  {line}".rstrip())
+    lines = _proposal(attention, sheets) if is_patch else ((line, False) for line in _wanted(attention, page))
+    for line, destroys in lines:
+        say(console, f"  {line}".rstrip(), "red" if destroys else "")
+
+
+def _title(attention: NeedsAttention) -> str:
+    match attention.kind:
+        case "credentials":
+            return "waits for credentials"
+        case "preview":
+            return "waits for the approval of its preview"
+        case _:
+            return counted(len(attention.questions), "question")
+
+
+def _wanted(attention: NeedsAttention, page: Path | None) -> Iterator[str]:
+    """Yield lines about what a run waits for besides answers."""
+    if attention.kind == "questions" and not attention.questions:
+        why = attention.reason or "the server does not say why"
+        yield ""
+        yield f"It waits, and shows no question ({clean(why, 300)}): cancel the run, or ask the provider."
+    if attention.kind == "credentials":
+        yield from _credentials(attention.credentials or CredentialRequest())
+    if attention.preview is not None:
+        yield ""
+        for sheet in attention.preview.sheets:
+            yield from _sheet(sheet)
+        if not attention.preview.sheets:
+            yield "The preview has no sheet."
+        if page is not None:
+            yield f"All of it: {page}"
+
+
+def _credentials(request: CredentialRequest) -> Iterator[str]:
+    yield ""
+    name = request.source_name or request.source_key or "the source"
+    yield f"for {clean(name, 100)}{_because(request.reason)}"
+    if request.fields:
+        yield f"  fields: {', '.join(clean(field, 60) for field in request.fields)}"
+    if (guidance := request.guidance) is None:
+        return
+    if guidance.summary:
+        yield f"  {clean(guidance.summary, 500)}"
+    for number, step in enumerate(guidance.steps, 1):
+        yield f"  {number}. {clean(step, 500)}"
+    for link in guidance.links:
+        yield f"  {clean(link.label or 'see', 100)}: {clean(link.url or '', 500)}"
+
+
+def _sheet(sheet: PreviewSheet) -> Iterator[str]:
+    name = clean(sheet.sheet.name or sheet.sheet.id, 100)
+    flagged = sheet.invalid_cells
+    yield f"{name}: {counted(len(sheet.rows), 'row')} in the sample, {counted(len(flagged), 'flagged cell')}"
+    reasons = Counter((cell.column or "", cell.reason or "flagged, without a reason") for cell in flagged)
+    for (column, reason), count in reasons.most_common(_SAMPLES):
+        yield f"  {clean(column, 60)}{': ' if column else ''}{clean(reason, 200)} ({counted(count, 'cell')})"
+    if len(reasons) > _SAMPLES:
+        yield f"  and {counted(len(reasons) - _SAMPLES, 'other reason')}"
+
+
+def describe(action: Action, sheets: Mapping[str, str] | None = None) -> str:
+    """Return what an action does, in the server's words. `sheets`: names of sheets by id."""
+    sheet = (sheets or {}).get(action.sheet_id or "", action.sheet_id if sheets is not None else None)
+    where = [clean(part, 60) for part in (sheet, action.column) if part]
+    key = f" by {clean(action.key_column, 60)}" if action.key_column else ""
+    value = f" = {clean(action.value, 60)!r}" if action.value is not None else ""
+    name = clean(action.action or "an action without a name", 60)
+    return f"{name}{' on ' if where else ''}{' · '.join(where)}{key}{value}"
+
+
+def _question(question: Question, sheets: Mapping[str, str], *, shows_ids: bool) -> Iterator[str]:
+    target = question.target
+    where = ""
+    if target is not None:
+        parts = (sheets.get(target.sheet_id or "", target.sheet_id), target.column)
+        where = " · ".join(clean(part, 60) for part in parts if part)
+    yield ""
+    yield f"{clean(question.id, 40)}  {where}{': ' if where else ''}{clean(question.prompt or '(no text)', 500)}"
+    if question.context:
+        yield f"    {clean(question.context, 500)}"
+    if target is not None:
+        if target.affected_count is not None:
+            yield f"    affects {counted(target.affected_count, 'row')}{_because(target.error)}"
+        if target.sample_values:
+            samples = ", ".join(repr(clean(value, 60)) for value in target.sample_values[:_SAMPLES])
+            more = len(target.sample_values) - _SAMPLES
+            yield f"    for example {samples}{f' and {more} more' if more > 0 else ''}"
+    for number, option in enumerate(question.options, 1):
+        label = clean(option.label or "", 200)
+        named = f"{clean(option.id, 60)}  {label}" if shows_ids or not label else label
+        yield f"    {number}) {named}".rstrip()
+    if question.allow_custom and (question.options or shows_ids):
+        yield "    or your own text"
+    elif not question.options and not shows_ids:
+        yield "    in your own words"
+
+
+def _because(error: str | None) -> str:
+    return f": {clean(error, 200)}" if error else ""
+
+
+def _proposal(attention: NeedsAttention, sheets: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    patch = attention.proposed_patch
+    yield "", False
+    if patch is None:
+        yield "The server's proposal cannot be read: the effect of an approval is unknown.", True
+        return
+    yield f"Proposed: {clean(patch.summary or 'without a summary', 500)}", False
+    for action in patch.actions:
+        mark = "!" if action.is_destructive else " "
+        note = "   (destroys rows, or may)" if action.is_destructive else ""
+        yield f"  {mark} {describe(action, sheets)}{note}", action.is_destructive
 
 
 _TO_DECIDE: Mapping[AttentionKind, str] = {
@@ -188,11 +210,10 @@ _TO_DECIDE: Mapping[AttentionKind, str] = {
 
 def _ways(attention: NeedsAttention) -> Iterator[Sequence[str]]:
     """Yield the options of each command that decides."""
-    answers = [
-        word
-        for question in attention.questions
-        for word in ("--answer", f"{question.id}={_example(question, attention.kind)}")
-    ]
+    answers: list[str] = []
+    for question in attention.questions:
+        example = sent_text(question.options[0], attention.kind) if question.options else "TEXT"
+        answers += ["--answer", f"{question.id}={example}"]
     match attention.kind:
         case "questions":
             if answers:
@@ -213,18 +234,6 @@ def _ways(attention: NeedsAttention) -> Iterator[Sequence[str]]:
             yield ["--reject"]
 
 
-def _approval(journal: JournalPlace, record: CustomerRecord) -> str:
-    """Return the command that approves the proposal for a customer."""
-    return about_journal(journal, "review", record.external_id, *next(iter(_ways(_attention(record)))))
-
-
-def _example(question: Question, kind: AttentionKind) -> str:
-    if not question.options:
-        return "TEXT"
-    first = question.options[0]
-    return first.id if kind == "patch" else first.label or first.id
-
-
 _DONE: Mapping[type[Decision], str] = {
     Answer: "answered",
     Approve: "approved",
@@ -243,41 +252,26 @@ _AFTER: Mapping[str, str] = {
 
 
 @final
+@dataclass(slots=True)
 class Reviewer:
-    """Shows parked customers one by one, and sends the decisions about them."""
+    """Shows parked customers one by one, and sends the decisions. `out`: the folder with their previews."""
 
-    __slots__ = (
-        "_explained",
-        "_flags",
-        "_journal",
-        "_out",
-        "_reach",
-        "_words",
-        "decided",
-        "left",
-    )
-
-    def __init__(
-        self,
-        journal: JournalPlace,
-        reach: ConnectionSettings,
-        flags: DecisionFlags,
-        words: Console,
-        out: Path | None,
-    ) -> None:
-        self._journal, self._reach, self._flags, self._words = journal, reach, flags, words
-        self._out = out
-        self._explained = set[AttentionKind]()
-        self.decided: dict[str, str] = {}
-        """The customers that wait for nothing any more, and what becomes of each: a key of `_AFTER`."""
-        self.left: list[str] = []
-        """Customers that are still parked."""
+    journal: JournalPlace
+    reach: ConnectionSettings
+    flags: DecisionFlags
+    words: Console
+    out: Path | None
+    decided: dict[str, str] = field(default_factory=dict[str, str], init=False)
+    """The customers that wait for nothing any more, and what becomes of each: a key of `_AFTER`."""
+    left: list[str] = field(default_factory=list[str], init=False)
+    """Customers that are still parked."""
+    _explained: set[AttentionKind] = field(default_factory=set[AttentionKind], init=False)
 
     async def run(self, records: Sequence[CustomerRecord]) -> None:
         """Decide about each customer. Raises `InvalidInput`, `JournalError` and the errors of requests."""
         async with (
-            open_journal(self._journal) as journal,
-            open_session(self._reach, self._journal) as session,
+            open_journal(self.journal) as journal,
+            open_session(self.reach, self.journal) as session,
         ):
             with session.events.subscribe(self._print_failure):
                 for number, record in enumerate(records, 1):
@@ -292,7 +286,7 @@ class Reviewer:
         """
         if self.left:
             yield f"Still parked: {', '.join(self.left)}. To decide later:"
-            yield f"  {about_journal(self._journal, 'review', *self.left)}"
+            yield f"  {about_journal(self.journal, 'review', *self.left)}"
         if wait or not self.decided:
             return
         what = " ".join(words for each, words in _AFTER.items() if each in self.decided.values())
@@ -305,7 +299,7 @@ class Reviewer:
     def _print_failure(self, event: Event) -> None:
         """Print that a request failed and is repeated, because a person waits for it."""
         if isinstance(event, AttemptFailed):
-            say(self._words, failure_line(event), "yellow")
+            say(self.words, failure_line(event), "yellow")
 
     async def _review(
         self, session: Session, journal: DatabaseJournal, record: CustomerRecord, place: str
@@ -314,13 +308,11 @@ class Reviewer:
         generation = generations.find(record.api)
         context = context_of(session)
         shown: NeedsAttention | None = _attention(record)
-        if not self._flags.is_given:
+        if not self.flags.given:
             await self._warn_of_doubt(journal, record)
             shown = await generation.questions(context, record)
         while shown is not None:
-            decision = (
-                self._flags.decision(shown) if self._flags.is_given else self._ask(record, shown, place)
-            )
+            decision = self.flags.decision(shown) if self.flags.given else self._ask(record, shown, place)
             if isinstance(decision, str):
                 if decision == "skip":
                     self.left.append(record.external_id)
@@ -331,12 +323,12 @@ class Reviewer:
                 record.external_id,
                 decision,
                 shown=shown,
-                allow_destructive=self._flags.allow_destructive,
+                allow_destructive=self.flags.allow_destructive,
             )
             if sent in ("sent", "recorded"):
                 goes_on = "ends" if isinstance(decision, Cancel | Reject) else "continues"
                 self.decided[record.external_id] = "recorded" if sent == "recorded" else goes_on
-                say(self._words, f"{record.external_id}: {_DONE[type(decision)]}.", "green")
+                say(self.words, f"{record.external_id}: {_DONE[type(decision)]}.", "green")
                 return True
             if sent == "gone":
                 break
@@ -344,34 +336,32 @@ class Reviewer:
             shown = await generation.questions(context, record)
         self.decided[record.external_id] = "continues"
         reason = "someone else has decided, or its run has ended"
-        say(self._words, f"{record.external_id}: the run asks nothing any more: {reason}.", "yellow")
+        say(self.words, f"{record.external_id}: the run asks nothing any more: {reason}.", "yellow")
         return True
 
     def _ask(self, record: CustomerRecord, shown: NeedsAttention, place: str) -> "Decision | str":
-        print_parked(
-            self._words, record, shown, place=place, page=preview_page(self._out, record.external_id)
-        )
+        _print_parked(self.words, record, shown, self.out, place=place)
         explain = shown.kind not in self._explained
         self._explained.add(shown.kind)
         return ask_decision(
-            self._words,
+            self.words,
             shown,
-            _approval(self._journal, record),
-            allow_destructive=self._flags.allow_destructive,
+            about_journal(self.journal, "review", record.external_id, *next(_ways(shown))),
+            allow_destructive=self.flags.allow_destructive,
             explain=explain,
         )
 
     def _tell_changed(self, record: CustomerRecord) -> None:
         words = "the questions have changed since they were shown: nothing was sent"
-        if self._flags.is_given:
+        if self.flags.given:
             raise InvalidInput("EXTERNAL_ID", record.external_id, f"{words}; review it again")
-        say(self._words, f"{record.external_id}: {words}.", "yellow")
+        say(self.words, f"{record.external_id}: {words}.", "yellow")
 
     async def _warn_of_doubt(self, journal: DatabaseJournal, record: CustomerRecord) -> None:
         events = await journal.events(record.external_id)
         if events and events[-1].kind == "decide":
             say(
-                self._words,
+                self.words,
                 f"{record.external_id}: a decision was sent at {events[-1].at}, and the response was lost. "
                 "These are the run's present questions.",
                 "yellow",
