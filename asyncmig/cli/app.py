@@ -58,7 +58,6 @@ from asyncmig.cli.status import (
     Listing,
     follow_journal,
     follow_runs,
-    how_to_continue,
     print_budgets,
     print_history,
     print_list,
@@ -68,7 +67,7 @@ from asyncmig.cli.status import (
     running,
     statuses_of_journal,
 )
-from asyncmig.cli.summary import print_summary
+from asyncmig.cli.summary import how_to_continue, print_summary
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.journal import JournalPlace
 

@@ -294,8 +294,8 @@ _READERS: Mapping[str, Callable[[str], object]] = {
 
 def _ways_of(request: CredentialRequest) -> list[tuple[str, tuple[_Field, ...]]]:
     """Return the ways to sign in that a request offers: a title, and its fields. Mostly there is one."""
-    schema = request.schema if isinstance(request.schema, Mapping) else {}
-    parts = cast("Mapping[str, object]", schema)
+    is_mapping = isinstance(request.schema, Mapping)
+    parts = cast("Mapping[str, object]", request.schema if is_mapping else {})
     ways = [
         cast("Mapping[str, object]", way)
         for name in ("oneOf", "anyOf")

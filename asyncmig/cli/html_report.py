@@ -201,17 +201,15 @@ def _reasons(rows: Sequence[CustomerStatus]) -> str:
     if not groups:
         return ""
     blocking = f'<p class="warn">{plain(words)}</p>' if (words := blocking_words(rows)) else ""
-    lines = "".join(
-        f'<tr>{_kind(group[0])}<td class="n">{len(group):,}</td>'
-        f'<td class="why">{plain(reason(group[0]))}<small>{_some(group)}</small></td></tr>'
-        for group in groups
-    )
+    lines = ""
+    for group in groups:
+        names = (f'<span class="id">{plain(row.external_id, 60)}</span>' for row in group[:_MOST_NAMED])
+        more = ", … (all are in the table below)" if len(group) > _MOST_NAMED else ""
+        lines += (
+            f'<tr>{_kind(group[0])}<td class="n">{len(group):,}</td>'
+            f'<td class="why">{plain(reason(group[0]))}<small>{", ".join(names)}{more}</small></td></tr>'
+        )
     return blocking + _table((("", "outcome"), ("n", "customers"), ("all", "why, and who")), lines)
-
-
-def _some(group: Sequence[CustomerStatus]) -> str:
-    names = ", ".join(f'<span class="id">{plain(row.external_id, 60)}</span>' for row in group[:_MOST_NAMED])
-    return f"{names}, … (all are in the table below)" if len(group) > _MOST_NAMED else names
 
 
 def _kind(row: CustomerStatus) -> str:

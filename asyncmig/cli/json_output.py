@@ -23,7 +23,7 @@ from asyncmig._core.limits import Rate
 from asyncmig.cli.output import SCHEMA, escaped, print_line
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.outcome import Outcome, Pending
-from asyncmig.customers.status import CustomerRecord, CustomerStatus, status_of_outcome
+from asyncmig.customers.status import CustomerRecord, CustomerStatus, SheetFile, status_of_outcome
 from asyncmig.events import Event, RequestDone, RequestSent
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.status import status_of
@@ -212,23 +212,21 @@ def read_outcomes(folder: Path) -> dict[str, str]:
 
 def reported(status: CustomerStatus, folder: Path) -> CustomerStatus:
     """Return a status for a report in `folder`: paths below it are relative, and a pending customer has an error."""
-    files = tuple(
-        msgspec.structs.replace(file, path=_relative(Path(file.path), folder).as_posix())
-        for file in status.files
-    )
+    files: list[SheetFile] = []
+    for file in status.files:
+        path = Path(file.path)
+        path = path.relative_to(folder) if path.is_relative_to(folder) else path
+        files.append(msgspec.structs.replace(file, path=path.as_posix()))
     waits = status.outcome == "pending" and status.error is None
-    return msgspec.structs.replace(status, files=files, error=_NOT_FINISHED if waits else status.error)
-
-
-def _relative(path: Path, folder: Path) -> Path:
-    return path.relative_to(folder) if path.is_relative_to(folder) else path
+    error = _NOT_FINISHED if waits else status.error
+    return msgspec.structs.replace(status, files=tuple(files), error=error)
 
 
 def _budget_of(session: Session) -> Budget:
     """Return the requests that a session has sent so far."""
-    stats = session.stats()
+    stats, slots = session.stats(), session.run_slots()
     endpoints: dict[str, dict[str, int]] = {}
-    for (endpoint, lane), count in session.requests.items():
+    for (endpoint, lane), count in sorted(session.requests.items()):
         entry = endpoints.setdefault(endpoint, {"requests": 0, "polls": 0, "refused": 0})
         entry["requests"] += count
         entry["polls"] += count * (lane == "POLL")
@@ -237,7 +235,7 @@ def _budget_of(session: Session) -> Budget:
         requests=sum(entry["requests"] for entry in endpoints.values()),
         refused=sum(gate.refused for gate in stats.values()),
         polls=sum(entry["polls"] for entry in endpoints.values()),
-        endpoints=dict(sorted(endpoints.items())),
+        endpoints=endpoints,
         limits={
             name: BudgetUse(
                 limit=gate.limit,
@@ -250,27 +248,19 @@ def _budget_of(session: Session) -> Budget:
             )
             for name, gate in sorted(stats.items())
         },
-        run_slots=_run_slots(session),
+        run_slots={
+            "limit": slots.limit,
+            "in_progress": len(slots.runs),
+            "waits_for_person": len(slots.waits_for_person),
+            "others": slots.others,
+            "refused": slots.refused,
+        }
+        if slots.limit is not None and slots.was_used
+        else msgspec.UNSET,
     )
 
 
-def _run_slots(session: Session) -> dict[str, int] | msgspec.UnsetType:
-    slots = session.run_slots()
-    if slots.limit is None or not slots.was_used:
-        return msgspec.UNSET
-    return {
-        "limit": slots.limit,
-        "in_progress": len(slots.runs),
-        "waits_for_person": len(slots.waits_for_person),
-        "others": slots.others,
-        "refused": slots.refused,
-    }
-
-
-_TIMES = ("at", "until")
-
-
-def wall_clock() -> str:
+def _wall_clock() -> str:
     """Return the wall-clock time, ISO 8601 in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -285,7 +275,7 @@ class EventPrinter:
         self,
         *,
         clock: Callable[[], float],
-        wall: Callable[[], str] = wall_clock,
+        wall: Callable[[], str] = _wall_clock,
         requests: bool = False,
         abandoned: Callable[[], None],
     ) -> None:
@@ -321,10 +311,11 @@ class EventPrinter:
     def _write(self, kind: str, fields: "dict[str, object]") -> None:
         if not self._read:
             return
-        at = {"at": self._clock()} | {
-            name: value for name in _TIMES if isinstance(value := fields.pop(name, None), float)
-        }
-        since = {name: round(value - self._epoch, 3) for name, value in at.items()}
+        times = {"at": self._clock()}
+        for name in ("at", "until"):
+            if isinstance(value := fields.pop(name, None), float):
+                times[name] = value
+        since = {name: round(value - self._epoch, 3) for name, value in times.items()}
         line = {"schema": SCHEMA, "type": kind, "time": self._wall(), **since, **fields}
         try:
             print_line(line)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncmig import generations
-from asyncmig._core.limits import BY_KEY, Limits, Rate
+from asyncmig._core.limits import BY_KEY, Rate
 from asyncmig._io.event_loop import run_all
 from asyncmig._io.failures import Owner
 from asyncmig._io.send_log import SendLog
@@ -38,7 +38,7 @@ from asyncmig.cli.output import (
     spoken,
 )
 from asyncmig.cli.settings import Options, Settings, about_journal
-from asyncmig.cli.summary import blocking_words, print_outcomes, reason
+from asyncmig.cli.summary import how_to_continue, outcome_counts, print_outcomes, reason
 from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked
 from asyncmig.customers.status import CustomerRecord, CustomerStatus, LastFailure
 from asyncmig.errors import CustomerNotFound, InvalidInput
@@ -63,7 +63,6 @@ __all__ = [
     "Listing",
     "follow_journal",
     "follow_runs",
-    "how_to_continue",
     "print_budgets",
     "print_history",
     "print_list",
@@ -102,12 +101,11 @@ def read_budgets(
     `options`: the settings of that run. None if they are not known, for example because a program wrote the journal:
     then the limits are the defaults of the API generation of `statuses`.
     """
-    api = statuses[0].api if statuses else generations.DEFAULT
-    settings = Settings(api=api) if options is None else options
     last = None
     if options is not None:
         with suppress(OSError, ValueError):
             last = read_report(options.out).budget
+    settings = options or Settings(api=statuses[0].api if statuses else generations.DEFAULT)
     timeout = timeouts_at(settings.speed).total or 0.0
     ages = SendLog(place.beside("recent"), speed=settings.speed, timeout=timeout).ages()
     uses = last.limits if last else {}
@@ -118,11 +116,11 @@ def read_budgets(
     except InvalidInput as error:  # the file with the settings was changed, or a later version wrote it
         _log.warning("the use of budgets is not shown: the settings of the last run have %s", error)
         return []
-    is_named = options is not None and generation.endpoints
-    named: Mapping[str, Rate] = limits.budgets if is_named else {}
+    named = limits.budgets if options is not None and generation.endpoints else ()
     found: list[BudgetStatus] = []
     for name in dict.fromkeys((*named, *sorted({*uses, *ages}))):
-        rate, use = _rate(limits, name), uses.get(name, BudgetUse()) if last else None
+        other = limits.key if name == BY_KEY and limits.key is not None else limits.endpoint
+        rate, use = limits.budgets.get(name, other), uses.get(name, BudgetUse()) if last else None
         found.append(
             BudgetStatus(
                 budget=name,
@@ -139,12 +137,6 @@ def read_budgets(
         limit, refused = slots.get("limit", 0), slots.get("refused", 0)
         found.append(BudgetStatus(budget="runs", limit=limit, used=taken, refused=refused))
     return found
-
-
-def _rate(limits: Limits, name: str) -> Rate:
-    if (rate := limits.budgets.get(name)) is not None:
-        return rate
-    return limits.key if name == BY_KEY and limits.key is not None else limits.endpoint
 
 
 def print_budgets(data: Console, budgets: Sequence[BudgetStatus], *, as_json: bool = False) -> None:
@@ -217,10 +209,9 @@ def print_status(
     statuses: Sequence[CustomerStatus],
     command: str | None,
     journal: JournalPlace,
-    budgets: Sequence[BudgetStatus] = (),
+    budgets: Sequence[BudgetStatus],
 ) -> None:
-    """Print how many customers ended how and why, which processes work on others, the use of `budgets`, and the
-    commands that continue.
+    """Print outcomes and reasons, the processes that work on customers, the use of `budgets`, and the next commands.
 
     `command`: continues the journal's last run; None if it is not known.
     """
@@ -247,40 +238,13 @@ def print_list(data: Console, statuses: Sequence[CustomerStatus]) -> None:
         for each in statuses
     ]
     print_table(data, ("customer", "outcome", "changed (UTC)", "why"), rows)
-    say(data, f"\n{_counts(statuses)}.")
+    say(data, f"\n{outcome_counts(statuses)}.")
 
 
 def _why(each: CustomerStatus) -> str:
     if each.held_by:
         return f"{reason(each)} (by {each.held_by})"
     return reason(each) or ("" if each.outcome == "delivered" else f"not finished: {each.step}")
-
-
-def _counts(statuses: Sequence[CustomerStatus]) -> str:
-    counts = Counter(each.outcome for each in statuses)
-    each = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
-    return f"{counted(len(statuses), 'customer')}{f': {each}' if each else ''}"
-
-
-def how_to_continue(
-    statuses: Sequence[CustomerStatus], command: str | None, journal: JournalPlace
-) -> Iterator[str]:
-    """Yield how many customers have which outcome, and the commands that continue, each on a line of its own.
-
-    `command`: continues the journal's last run; None if it is not known.
-    """
-    yield f"{_counts(statuses)}."
-    if command and any(each.outcome == "pending" and not each.held_by for each in statuses):
-        yield "No process works on the pending customers. To continue them:"
-        yield f"  {command}"
-    if words := blocking_words(statuses):
-        yield words
-    if any(each.outcome == "parked" for each in statuses):
-        yield "To see what the parked customers ask, and to decide:"
-        yield f"  {about_journal(journal, 'review')}"
-    if command and any(each.outcome == "failed" for each in statuses):
-        yield "To import the failed customers again as they are:"
-        yield f"  {about_journal(journal, 'retry', '--select', 'status:failed')}"
 
 
 @final
@@ -407,20 +371,17 @@ async def follow_runs(
     Raises `InvalidInput` without an API key, and `AuthError` if the key is refused.
     """
     async with open_session(reach, place) as session:
-        with session.events.subscribe(partial(_print_failure, data, as_json)):
+
+        def print_failure(event: Event) -> None:
+            if isinstance(event, AttemptFailed):  # a read that failed and is repeated
+                words = LastFailure.of(event).words
+                if as_json:
+                    print_line({"schema": SCHEMA, "external_id": event.external_id, "failure": words})
+                else:
+                    say(data, f"{'retrying':<17}  {event.external_id}  {clean(words)}", "yellow")
+
+        with session.events.subscribe(print_failure):
             await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
-
-
-def _print_failure(data: Console, as_json: bool, event: Event) -> None:
-    """Print a read that failed and is repeated."""
-    if not isinstance(event, AttemptFailed):
-        return
-    if as_json:
-        print_line(
-            {"schema": SCHEMA, "external_id": event.external_id, "failure": LastFailure.of(event).words}
-        )
-    else:
-        say(data, f"{'retrying':<17}  {event.external_id}  {clean(LastFailure.of(event).words)}", "yellow")
 
 
 async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:

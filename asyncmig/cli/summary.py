@@ -1,7 +1,7 @@
 """The result of a run: how many customers ended how and why, the requests, and the commands that continue."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,13 +17,16 @@ from asyncmig.customers.files import NOT_IMPORTED_AGAIN
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.jobs.fleet import WhenHeld
 from asyncmig.jobs.status import OUTCOMES
+from asyncmig.journal import JournalPlace
 
 __all__ = [
     "RunResult",
     "blocking_words",
     "by_reason",
     "figures",
+    "how_to_continue",
     "next_steps",
+    "outcome_counts",
     "outcome_line",
     "print_figures",
     "print_outcomes",
@@ -303,6 +306,34 @@ def next_steps(ended: RunResult, options: Options) -> Iterator[str]:
     if others := len(ended.report.customers) - len(ended.customers):
         text = f"Not selected: {counted(others, 'customer')}."
         yield from look(f"{text} To see their status", "status") if ended.is_recorded else (text,)
+
+
+def outcome_counts(statuses: Sequence[CustomerStatus]) -> str:
+    """Return how many customers there are, and how many have which outcome."""
+    counts = Counter(each.outcome for each in statuses)
+    each = ", ".join(f"{counts[name]:,} {name}" for name in OUTCOMES if counts[name])
+    return f"{counted(len(statuses), 'customer')}{f': {each}' if each else ''}"
+
+
+def how_to_continue(
+    statuses: Sequence[CustomerStatus], command: str | None, journal: JournalPlace
+) -> Iterator[str]:
+    """Yield how many customers have which outcome, and the commands that continue, each on a line of its own.
+
+    `command`: continues the journal's last run; None if it is not known.
+    """
+    yield f"{outcome_counts(statuses)}."
+    if command and any(each.outcome == "pending" and not each.held_by for each in statuses):
+        yield "No process works on the pending customers. To continue them:"
+        yield f"  {command}"
+    if words := blocking_words(statuses):
+        yield words
+    if any(each.outcome == "parked" for each in statuses):
+        yield "To see what the parked customers ask, and to decide:"
+        yield f"  {about_journal(journal, 'review')}"
+    if command and any(each.outcome == "failed" for each in statuses):
+        yield "To import the failed customers again as they are:"
+        yield f"  {about_journal(journal, 'retry', '--select', 'status:failed')}"
 
 
 def _all_delivered(ended: RunResult, options: Options) -> str:
