@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
-import msgspec
 import typer
 from rich.console import Console
 
@@ -19,15 +17,14 @@ from asyncmig.cli.connection import ConnectionSettings, run_at
 from asyncmig.cli.decisions import DecisionFlags
 from asyncmig.cli.demo import demo
 from asyncmig.cli.doctor import doctor
-from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, code_of, report_error
+from asyncmig.cli.exit_codes import DELIVERED, PARKED, RESUMABLE, UNWRITTEN, report_error
 from asyncmig.cli.html_report import check_place, page_of_journal, write_page
 from asyncmig.cli.inputs import UNFINISHED, RunRequest, print_plan, read_inputs, read_plan
 from asyncmig.cli.journal import adopt, journal_app
-from asyncmig.cli.last_run import LastRun, from_last_run, from_last_run_if_any, options_of, recall_if_any
+from asyncmig.cli.last_run import LastRun, LastRunJournal, from_last_run, recall_if_any
 from asyncmig.cli.options import (
     DEFAULT_JOURNAL,
     Command,
-    ExternalId,
     JournalOption,
     JsonOption,
     QueueOption,
@@ -39,11 +36,9 @@ from asyncmig.cli.options import (
 from asyncmig.cli.output import (
     SCHEMA,
     ConsoleHandler,
-    counted,
     data_console,
     guarded,
     is_interactive,
-    is_unread,
     print_line,
     report_failure,
     say,
@@ -54,20 +49,9 @@ from asyncmig.cli.review import Reviewer, parked_records, print_all
 from asyncmig.cli.run import drive
 from asyncmig.cli.settings import Display, Options, Settings, config, given
 from asyncmig.cli.sim import sim
-from asyncmig.cli.status import (
-    Listing,
-    follow_journal,
-    follow_runs,
-    print_budgets,
-    print_history,
-    print_list,
-    print_status,
-    read_budgets,
-    read_history,
-    running,
-    statuses_of_journal,
-)
-from asyncmig.cli.summary import how_to_continue, print_summary
+from asyncmig.cli.status import show, status
+from asyncmig.cli.summary import print_summary
+from asyncmig.cli.watch import watch
 from asyncmig.errors import AsyncmigError, InvalidInput
 from asyncmig.journal import JournalPlace
 
@@ -82,7 +66,6 @@ app: typer.Typer = typer.Typer(
     help="Drive hundreds of customer data migrations at once through a rate-limited Migration API.",
 )
 app.add_typer(journal_app, name="journal")
-LastRunJournal = Annotated[JournalPlace, journal_option(from_last_run_if_any)]
 
 
 def _print_version(wanted: bool) -> None:
@@ -158,49 +141,6 @@ def _drive(options: Options, display: Display, wanted: RunRequest) -> None:
     raise typer.Exit(ended.exit_code)
 
 
-def status(
-    journal: JournalOption = DEFAULT_JOURNAL,
-    as_json: JsonOption = False,
-    *,
-    budgets: Annotated[
-        bool,
-        typer.Option("--budgets", help="Print only how much of each budget is used, and how many run slots."),
-    ] = False,
-    listing: Listing,
-) -> None:
-    """Print how many customers ended how, and why.
-
-    Also prints how much of each budget is used. Works while another process uses the journal. --outcome and --sort
-    imply --list. --json prints one object per customer; with --budgets, one per budget.
-    """
-    statuses = listing.of(asyncio.run(statuses_of_journal(journal)))
-    if as_json and not budgets:
-        for each in statuses:
-            print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
-        return
-    if listing.is_given and not budgets:
-        print_list(data_console(), statuses)
-        return
-    last = recall_if_any(journal)
-    options = options_of(last)
-    used = read_budgets(journal, options, statuses)
-    if budgets:
-        print_budgets(data_console(), used, as_json=as_json)
-        return
-    command = options.command(queue=last.queue) if options and last else None
-    print_status(data_console(), statuses, command, journal, used)
-
-
-def show(
-    external_id: ExternalId, journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False
-) -> None:
-    """Print the history of one customer.
-
-    The history contains its status, ids, files and report, and each entry of the journal with its time.
-    """
-    print_history(data_console(), asyncio.run(read_history(journal, external_id)), as_json=as_json)
-
-
 def report(
     journal: JournalOption = DEFAULT_JOURNAL,
     report: ReportOption = Path("report.html"),
@@ -220,31 +160,6 @@ def report(
         print_line({"schema": SCHEMA, "report": str(page)})
     else:
         say(words_console(), f"Wrote {page}.")
-
-
-def watch(
-    context: typer.Context,
-    journal: LastRunJournal = DEFAULT_JOURNAL,
-    as_json: JsonOption = False,
-    *,
-    reach: ConnectionSettings,
-) -> None:
-    """Follow the run of another process until it ends.
-
-    Then, if VERN_API_KEY is set, follow the imports that still run at the server, until each has ended or needs a
-    decision.
-    """
-    data, words = data_console(), words_console()
-    asyncio.run(follow_journal(journal, data, as_json=as_json))
-    left = [] if is_unread() else asyncio.run(running(journal))
-    if left and os.environ.get("VERN_API_KEY"):
-        count = counted(len(left), "import")
-        say(words, f"No process uses {journal}; {count} may still run at the server:", "dim")
-        run_at(reach.speed, follow_runs(journal, left, reach, data, as_json=as_json))
-    statuses = asyncio.run(statuses_of_journal(journal))
-    last: LastRun | None = context.obj
-    say_steps(words, how_to_continue(statuses, last.command() if last else None, journal))
-    raise typer.Exit(code_of(each.outcome for each in statuses))
 
 
 def review(

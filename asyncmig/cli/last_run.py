@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Never, cast, final
+from typing import Annotated, Never, cast, final
 
 import msgspec
 import typer
 
 from asyncmig._core.duration import parse_duration
 from asyncmig._core.limits import Limits, parse_rate
+from asyncmig.cli.options import journal_option
 from asyncmig.cli.settings import PATHS, Options, Settings, path_from
 from asyncmig.customers.files import write_whole
 from asyncmig.errors import InvalidInput
@@ -20,9 +21,9 @@ from asyncmig.journal import JournalPlace, open_journal
 
 __all__ = [
     "LastRun",
+    "LastRunJournal",
     "check_journal",
     "from_last_run",
-    "from_last_run_if_any",
     "options_of",
     "read_settings",
     "recall_if_any",
@@ -67,10 +68,13 @@ def from_last_run(context: typer.Context, journal: JournalPlace) -> None:
     context.obj, context.default_map = last, dict(last.defaults())
 
 
-def from_last_run_if_any(context: typer.Context, journal: JournalPlace) -> None:
+def _from_last_run_if_any(context: typer.Context, journal: JournalPlace) -> None:
     """Do the same if there was a last run: the journal may have been written by a program instead."""
     if last := recall_if_any(journal):
         context.obj, context.default_map = last, dict(last.defaults())
+
+
+LastRunJournal = Annotated[JournalPlace, journal_option(_from_last_run_if_any)]
 
 
 @final

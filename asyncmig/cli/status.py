@@ -1,16 +1,16 @@
-"""`asyncmig status`, `show` and `watch`: what a journal says, also while another process writes it.
+"""`asyncmig status` and `show`: what a journal says, also while another process writes it.
 
 `status` also shows the use of budgets, by the send log and the last `report.json`.
 """
 
+import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from typing import Annotated, Literal, final
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -19,18 +19,18 @@ from rich.text import Text
 
 from asyncmig import generations
 from asyncmig._core.limits import BY_KEY, Rate
-from asyncmig._io.event_loop import run_all
-from asyncmig._io.failures import Owner
 from asyncmig._io.send_log import SendLog
-from asyncmig.cli.connection import ConnectionSettings, open_session, timeouts_at
+from asyncmig.cli.connection import timeouts_at
 from asyncmig.cli.inputs import check_words
 from asyncmig.cli.json_output import BudgetUse, read_report
+from asyncmig.cli.last_run import options_of, recall_if_any
+from asyncmig.cli.options import DEFAULT_JOURNAL, ExternalId, JournalOption, JsonOption
 from asyncmig.cli.output import (
     SCHEMA,
     STYLES,
     clean,
     counted,
-    is_unread,
+    data_console,
     print_line,
     print_table,
     say,
@@ -40,40 +40,118 @@ from asyncmig.cli.output import (
 from asyncmig.cli.settings import Options, Settings, about_journal
 from asyncmig.cli.summary import how_to_continue, outcome_counts, print_outcomes, reason
 from asyncmig.customers.outcome import Delivered, Failed, ImportReport, Parked
-from asyncmig.customers.status import CustomerRecord, CustomerStatus, LastFailure
+from asyncmig.customers.status import CustomerRecord, CustomerStatus
 from asyncmig.errors import CustomerNotFound, InvalidInput
-from asyncmig.events import AttemptFailed, Event
-from asyncmig.jobs.status import (
-    OUTCOMES,
-    LogEntry,
-    follow,
-    read_record,
-    read_records,
-    read_statuses,
-    status_of,
-    timeline,
-    words_of,
-)
-from asyncmig.journal import JournalEvent, JournalPlace, open_journal
-from asyncmig.session import Session, context_of
+from asyncmig.jobs.status import OUTCOMES, LogEntry, read_record, read_statuses, status_of, timeline
+from asyncmig.journal import JournalPlace, open_journal
 
-__all__ = [
-    "BudgetStatus",
-    "CustomerHistory",
-    "Listing",
-    "follow_journal",
-    "follow_runs",
-    "print_budgets",
-    "print_history",
-    "print_list",
-    "print_status",
-    "read_budgets",
-    "read_history",
-    "running",
-    "statuses_of_journal",
-]
+__all__ = ["BudgetStatus", "Listing", "show", "status", "statuses_of_journal"]
 
 _log = logging.getLogger("asyncmig")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Which customers `asyncmig status` lists, and in which order."""
+
+    as_list: Annotated[bool, typer.Option("--list", help="Print a line for each customer.")] = False
+    outcome: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUTCOMES",
+            help=f"List only customers with one of these outcomes, separated by commas: {', '.join(OUTCOMES)}.",
+        ),
+    ] = None
+    sort: Annotated[
+        Literal["changed", "id", "outcome"] | None,
+        typer.Option(
+            metavar="changed|id|outcome", help="List in this order; the default is changed: the latest last."
+        ),
+    ] = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a list is wanted instead of a summary."""
+        return self.as_list or self.outcome is not None or self.sort is not None
+
+    def of(self, statuses: Iterable[CustomerStatus]) -> list[CustomerStatus]:
+        """Return the selected customers in order. Raises `InvalidInput` for a name that is not an outcome."""
+        names = OUTCOMES if self.outcome is None else check_words("--outcome", self.outcome, OUTCOMES)
+        keys: Mapping[str | None, Callable[[CustomerStatus], object]] = {
+            "id": lambda status: status.external_id,
+            "outcome": lambda status: (OUTCOMES.index(status.outcome), status.external_id),
+        }
+        key = keys.get(self.sort, lambda status: status.changed_at or "")
+        return sorted((each for each in statuses if each.outcome in names), key=key)
+
+
+def status(
+    journal: JournalOption = DEFAULT_JOURNAL,
+    as_json: JsonOption = False,
+    *,
+    budgets: Annotated[
+        bool,
+        typer.Option("--budgets", help="Print only how much of each budget is used, and how many run slots."),
+    ] = False,
+    listing: Listing,
+) -> None:
+    """Print how many customers ended how, and why.
+
+    Also prints how much of each budget is used. Works while another process uses the journal. --outcome and --sort
+    imply --list. --json prints one object per customer; with --budgets, one per budget.
+    """
+    data = data_console()
+    statuses = listing.of(asyncio.run(statuses_of_journal(journal)))
+    if as_json and not budgets:
+        for each in statuses:
+            print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
+        return
+    if listing.is_given and not budgets:
+        _print_list(data, statuses)
+        return
+    last = recall_if_any(journal)
+    options = options_of(last)
+    used = _read_budgets(journal, options, statuses)
+    if budgets:
+        _print_budgets(data, used, as_json=as_json)
+        return
+    if statuses:
+        print_outcomes(data, statuses, about_journal(journal, "status", "--list"))
+    for holder, count in Counter(each.held_by for each in statuses if each.held_by).items():
+        say(data, f"\nIn use by {clean(holder)}: {counted(count, 'customer')}.")
+    if used:
+        data.print()
+        _print_budgets(data, used)
+    data.print()
+    command = options.command(queue=last.queue) if options and last else None
+    say_steps(data, how_to_continue(statuses, command, journal))
+
+
+async def statuses_of_journal(place: JournalPlace) -> list[CustomerStatus]:
+    """Return the status of each customer of a journal. Raises `JournalError`."""
+    async with open_journal(place, read_only=True) as journal:
+        return await read_statuses(journal)
+
+
+def _print_list(data: Console, statuses: Sequence[CustomerStatus]) -> None:
+    """Print a line for each customer, and how many have which outcome."""
+    rows = [
+        (
+            each.external_id,
+            Text(each.outcome, STYLES[each.outcome]),
+            (each.changed_at or "")[:16].replace("T", " "),
+            _why(each),
+        )
+        for each in statuses
+    ]
+    print_table(data, ("customer", "outcome", "changed (UTC)", "why"), rows)
+    say(data, f"\n{outcome_counts(statuses)}.")
+
+
+def _why(each: CustomerStatus) -> str:
+    if each.held_by:
+        return f"{reason(each)} (by {each.held_by})"
+    return reason(each) or ("" if each.outcome == "delivered" else f"not finished: {each.step}")
 
 
 class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +171,7 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the limit is the default one, because the settings of the last run are not known."""
 
 
-def read_budgets(
+def _read_budgets(
     place: JournalPlace, options: Options | None, statuses: Sequence[CustomerStatus]
 ) -> list[BudgetStatus]:
     """Return the use of each budget of a journal's last run, and of its run slots; empty before its first request.
@@ -139,8 +217,8 @@ def read_budgets(
     return found
 
 
-def print_budgets(data: Console, budgets: Sequence[BudgetStatus], *, as_json: bool = False) -> None:
-    """Print a line for each budget; nothing if there are none."""
+def _print_budgets(data: Console, budgets: Sequence[BudgetStatus], *, as_json: bool = False) -> None:
+    """Print a line for each budget; nothing for people if there are none."""
     if as_json:
         for each in budgets:
             print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
@@ -163,103 +241,36 @@ def print_budgets(data: Console, budgets: Sequence[BudgetStatus], *, as_json: bo
     print_table(data, heads, rows, right=heads[:-1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """Which customers `asyncmig status` lists, and in which order."""
-
-    as_list: Annotated[bool, typer.Option("--list", help="Print a line for each customer.")] = False
-    outcome: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OUTCOMES",
-            help=f"List only customers with one of these outcomes, separated by commas: {', '.join(OUTCOMES)}.",
-        ),
-    ] = None
-    sort: Annotated[
-        Literal["changed", "id", "outcome"] | None,
-        typer.Option(
-            metavar="changed|id|outcome", help="List in this order; the default is changed: the latest last."
-        ),
-    ] = None
-
-    @property
-    def is_given(self) -> bool:
-        """Whether a list is wanted instead of a summary."""
-        return self.as_list or self.outcome is not None or self.sort is not None
-
-    def of(self, statuses: Iterable[CustomerStatus]) -> list[CustomerStatus]:
-        """Return the selected customers in order. Raises `InvalidInput` for a name that is not an outcome."""
-        names = OUTCOMES if self.outcome is None else check_words("--outcome", self.outcome, OUTCOMES)
-        keys: Mapping[str | None, Callable[[CustomerStatus], object]] = {
-            "id": lambda status: status.external_id,
-            "outcome": lambda status: (OUTCOMES.index(status.outcome), status.external_id),
-        }
-        key = keys.get(self.sort, lambda status: status.changed_at or "")
-        return sorted((each for each in statuses if each.outcome in names), key=key)
-
-
-async def statuses_of_journal(place: JournalPlace) -> list[CustomerStatus]:
-    """Return the status of each customer of a journal. Raises `JournalError`."""
-    async with open_journal(place, read_only=True) as journal:
-        return await read_statuses(journal)
-
-
-def print_status(
-    data: Console,
-    statuses: Sequence[CustomerStatus],
-    command: str | None,
-    journal: JournalPlace,
-    budgets: Sequence[BudgetStatus],
+def show(
+    external_id: ExternalId, journal: JournalOption = DEFAULT_JOURNAL, as_json: JsonOption = False
 ) -> None:
-    """Print outcomes and reasons, the processes that work on customers, the use of `budgets`, and the next commands.
+    """Print the history of one customer.
 
-    `command`: continues the journal's last run; None if it is not known.
+    The history contains its status, ids, files and report, and each entry of the journal with its time.
     """
-    if statuses:
-        print_outcomes(data, statuses, about_journal(journal, "status", "--list"))
-    for holder, count in Counter(each.held_by for each in statuses if each.held_by).items():
-        say(data, f"\nIn use by {clean(holder)}: {counted(count, 'customer')}.")
-    if budgets:
-        data.print()
-        print_budgets(data, budgets)
+    data = data_console()
+    record, customer, entries = asyncio.run(_history(journal, external_id.strip()))
+    if as_json:
+        report = getattr(record.outcome, "report", None)
+        more = {"inputs": record.files, "report": report, "entries": entries}
+        print_line({"schema": SCHEMA, **msgspec.structs.asdict(customer), **more})
+        return
+    head = f"{record.external_id}  {clean(record.name, 100)}: {customer.outcome}"
+    say(data, head, STYLES[customer.outcome])
+    for name, text in _facts(record, customer):
+        say(data, f"  {name:<10} {clean(text, 1000)}")
     data.print()
-    say_steps(data, how_to_continue(statuses, command, journal))
-
-
-def print_list(data: Console, statuses: Sequence[CustomerStatus]) -> None:
-    """Print a line for each customer, and how many have which outcome."""
     rows = [
-        (
-            each.external_id,
-            Text(each.outcome, STYLES[each.outcome]),
-            (each.changed_at or "")[:16].replace("T", " "),
-            _why(each),
-        )
-        for each in statuses
+        (each.at[:19].replace("T", " "), spoken(each.waited) if each.waited else "", each.kind, each.words)
+        for each in entries
     ]
-    print_table(data, ("customer", "outcome", "changed (UTC)", "why"), rows)
-    say(data, f"\n{outcome_counts(statuses)}.")
+    print_table(data, ("time (UTC)", "after", "entry", ""), rows, right={"after"})
 
 
-def _why(each: CustomerStatus) -> str:
-    if each.held_by:
-        return f"{reason(each)} (by {each.held_by})"
-    return reason(each) or ("" if each.outcome == "delivered" else f"not finished: {each.step}")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class CustomerHistory:
-    """What a journal says about one customer."""
-
-    record: CustomerRecord
-    status: CustomerStatus
-    entries: Sequence[LogEntry]
-
-
-async def read_history(place: JournalPlace, external_id: str) -> CustomerHistory:
-    """Return the history of a customer. Raises `CustomerNotFound`, `JournalError`."""
-    external_id = external_id.strip()
+async def _history(
+    place: JournalPlace, external_id: str
+) -> tuple[CustomerRecord, CustomerStatus, list[LogEntry]]:
+    """Return a customer's record, status and journal entries. Raises `CustomerNotFound`, `JournalError`."""
     async with open_journal(place, read_only=True) as journal:
         try:
             record = await read_record(journal, external_id)
@@ -267,31 +278,11 @@ async def read_history(place: JournalPlace, external_id: str) -> CustomerHistory
             reason = f"is not in the journal {place}; see: {about_journal(place, 'status', '--list')}"
             raise CustomerNotFound("external_id", external_id, reason) from None
         activity = await journal.activity(external_id)
-        entries = tuple(timeline(await journal.events(external_id), record.api))
-    return CustomerHistory(record, status_of(record, activity.get(external_id)), entries)
+        entries = list(timeline(await journal.events(external_id), record.api))
+    return record, status_of(record, activity.get(external_id)), entries
 
 
-def print_history(data: Console, history: CustomerHistory, *, as_json: bool) -> None:
-    """Print the status of a customer, its inputs, report and files, and its journal entries with their times."""
-    record, status = history.record, history.status
-    if as_json:
-        report = getattr(record.outcome, "report", None)
-        more = {"inputs": record.files, "report": report, "entries": history.entries}
-        print_line({"schema": SCHEMA, **msgspec.structs.asdict(status), **more})
-        return
-    say(data, f"{record.external_id}  {clean(record.name, 100)}: {status.outcome}", STYLES[status.outcome])
-    for name, text in _facts(history):
-        say(data, f"  {name:<10} {clean(text, 1000)}")
-    data.print()
-    rows = [
-        (each.at[:19].replace("T", " "), spoken(each.waited) if each.waited else "", each.kind, each.words)
-        for each in history.entries
-    ]
-    print_table(data, ("time (UTC)", "after", "entry", ""), rows, right={"after"})
-
-
-def _facts(history: CustomerHistory) -> Iterator[tuple[str, str]]:
-    record, status = history.record, history.status
+def _facts(record: CustomerRecord, status: CustomerStatus) -> Iterator[tuple[str, str]]:
     if status.held_by:
         yield "in use", f"by {status.held_by}"
     for kind, each in record.ids.items():
@@ -322,76 +313,3 @@ def _report(report: ImportReport, name: str) -> Iterator[tuple[str, str]]:
     for sheet in report.per_sheet:
         if sheet.rows is not None:
             yield "", f"{sheet.template_name or sheet.sheet_id}: {counted(sheet.rows, 'row')}"
-
-
-async def follow_journal(place: JournalPlace, data: Console, *, as_json: bool) -> None:
-    """Print each new entry of a journal, until no process uses it. Raises `JournalError`."""
-    apis: dict[str, str] = {}
-    async with open_journal(place, read_only=True) as journal:
-        known = await journal.events()
-        async for event in follow(journal, after=known[-1].seq if known else 0):
-            if event.external_id not in apis:
-                apis = {name: record.api for name, record in (await read_records(journal)).items()}
-            words = words_of(event, apis.setdefault(event.external_id, ""))
-            _print_entry(data, event, words, as_json=as_json)
-            if is_unread():
-                return
-
-
-def _print_entry(data: Console, event: JournalEvent, words: str, *, as_json: bool) -> None:
-    if as_json:
-        named = {"time": event.at, "external_id": event.external_id, "kind": event.kind}
-        print_line({"schema": SCHEMA, **named, "words": words})
-        return
-    line = f"{event.at[11:19]}  {clean(event.kind, 30):<9}  {event.external_id}  {clean(words)}"
-    say(data, line.rstrip(), STYLES.get(event.kind, ""))
-
-
-async def running(place: JournalPlace) -> list[CustomerRecord]:
-    """Return the customers of a journal whose imports may still run at the server. Raises `JournalError`."""
-    async with open_journal(place, read_only=True) as journal:
-        records = await read_records(journal)
-    return [
-        record
-        for record in records.values()
-        if "run" in record.ids and record.status.outcome == "pending" and record.api in generations.known()
-    ]
-
-
-async def follow_runs(
-    place: JournalPlace,
-    records: Collection[CustomerRecord],
-    reach: ConnectionSettings,
-    data: Console,
-    *,
-    as_json: bool,
-) -> None:
-    """Print how runs change at the server, until each has ended or parked; nothing is written or downloaded.
-
-    Raises `InvalidInput` without an API key, and `AuthError` if the key is refused.
-    """
-    async with open_session(reach, place) as session:
-
-        def print_failure(event: Event) -> None:
-            if isinstance(event, AttemptFailed):  # a read that failed and is repeated
-                words = LastFailure.of(event).words
-                if as_json:
-                    print_line({"schema": SCHEMA, "external_id": event.external_id, "failure": words})
-                else:
-                    say(data, f"{'retrying':<17}  {event.external_id}  {clean(words)}", "yellow")
-
-        with session.events.subscribe(print_failure):
-            await run_all(partial(_follow_run, session, record, data, as_json) for record in records)
-
-
-async def _follow_run(session: Session, record: CustomerRecord, data: Console, as_json: bool) -> None:
-    with Owner(record.external_id):
-        generation = generations.find(record.api)
-        async for update in generation.updates(context_of(session), record):
-            if as_json:
-                print_line({"schema": SCHEMA, "external_id": record.external_id, "run": update.state})
-            else:
-                line = f"{clean(update.status, 30):<17}  {record.external_id}  {clean(update.text)}"
-                say(data, line.rstrip())
-            if update.waits_for_person or is_unread():
-                return

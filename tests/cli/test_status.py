@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from asyncmig import Fleet, Journal, Parked, Spec
-from asyncmig.cli import status
+from asyncmig.cli import watch
 from asyncmig.companies.workflow.record import Record
 from asyncmig.customers.status import LastFailure
 from asyncmig.jobs.status import follow
@@ -177,7 +177,7 @@ def test_while_another_process_works_it_is_seen_and_followed(
         followed.set()
         return follow(journal, after=after)
 
-    monkeypatch.setattr(status, "follow", following)
+    monkeypatch.setattr(watch, "follow", following)
     simulator.intercept = until_it_is_followed
     arguments = ["run", str(customers(acme=GOOD)), "--speed", str(SPEED), "--base-url", simulator.base_url]
     with started(arguments, tmp_path) as process:
