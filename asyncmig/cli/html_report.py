@@ -1,15 +1,11 @@
 """The HTML report: one file without scripts and without references to other hosts.
 
-`Recorder` makes it for `run --report` from the events of a session, `page_of_journal` for `asyncmig report` from a
-journal.
+`page_of_journal` makes it from a journal. `run --report` makes it from the events of its session.
 """
 
-import asyncio
-import logging
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -25,22 +21,27 @@ from asyncmig._core.limits import Rate
 from asyncmig.cli.charts import KINDS, Timeline, axis, counts_of, delays, fleet, plain, requests
 from asyncmig.cli.json_output import Budget, reported
 from asyncmig.cli.output import counted, spoken
-from asyncmig.cli.settings import Options
 from asyncmig.cli.summary import blocking_words, by_reason, reason
 from asyncmig.customers.files import write_whole
 from asyncmig.customers.preview_page import html_page, preview_page
 from asyncmig.customers.status import CustomerStatus
 from asyncmig.errors import InvalidInput
-from asyncmig.events import Event, MigrationChanged
+from asyncmig.events import MigrationChanged
 from asyncmig.jobs.outputs import check_replaceable
 from asyncmig.jobs.status import OUTCOMES, read_records, status_of
 from asyncmig.journal import JournalEvent, JournalPlace, open_journal
-from asyncmig.session import Session
 from asyncmig.steps import STEP_AFTER
 
-__all__ = ["Recorder", "ReportPage", "check_place", "page_of_journal", "render", "write_page"]
+__all__ = [
+    "NOTES_OF_RUN",
+    "ReportPage",
+    "check_place",
+    "page_of_journal",
+    "preview_links",
+    "render",
+    "write_page",
+]
 
-_log = logging.getLogger("asyncmig")
 _MOST_OPEN = 60
 """Up to this number of customers, the table of all customers is unfolded."""
 _MOST_NAMED = 12
@@ -65,7 +66,7 @@ _NOTES_OF_JOURNAL = (
     "The journal does not record requests, 429s and waits for the limit. They are part of the step that waited.",
     "It does not record when a run parked or ended, or when a download began. All of that is part of “running”.",
 )
-_NOTES_OF_RUN = (
+NOTES_OF_RUN = (
     "The charts show only this run of the command.",
     "Waits for the limit are those of a customer's own requests, with the pauses after a 429.",
     "Only the server knows when an import ended: the time since the last poll before it counts as not noticed.",
@@ -90,7 +91,8 @@ class ReportPage:
     timeline: Timeline
     budget: Budget | None = None
     """The requests; None if they were not counted."""
-    rate: Rate = Rate()  # noqa: RUF009 - it is frozen
+    rate: Rate | None = Rate()  # noqa: RUF009 - it is frozen
+    """The limit of each endpoint, or of all together; None if endpoints charge named budgets."""
     by_key: bool = False
     """Whether all endpoints share one limit."""
     reason: str | None = None
@@ -229,6 +231,8 @@ def _legend(page: ReportPage) -> str:
 
 
 def _about_rates(page: ReportPage) -> str:
+    if page.rate is None:
+        return "Requests that were answered 429 are red. The limits are those of the budgets below."
     rate = f"{page.rate.limit:,} {'a minute' if page.rate.window == 60 else f'in {spoken(page.rate.window)}'}"
     scope = "for all of them together" if page.by_key else "for each endpoint"
     return (
@@ -246,7 +250,8 @@ def _rates(page: ReportPage) -> str:
 
 def _rate(page: ReportPage, endpoint: str) -> str:
     timeline, is_all = page.timeline, endpoint == "*"
-    limit = page.rate.limit * timeline.bin / page.rate.window if is_all or not page.by_key else None
+    rate = page.rate if is_all or not page.by_key else None
+    limit = rate.limit * timeline.bin / rate.window if rate else None
     words = [f"{counts_of(timeline.sent, endpoint).total():,} sent"]
     if refused := counts_of(timeline.refused, endpoint).total():
         words.append(f"{refused:,} answered 429")
@@ -307,7 +312,7 @@ async def page_of_journal(place: JournalPlace, *, out: Path | None = None, page:
     return ReportPage(
         title=str(place) if place.path is None else place.path.name,
         rows=rows,
-        previews=_preview_links(out, rows, page),
+        previews=preview_links(out, rows, page),
         timeline=_timeline(events),
         notes=_NOTES_OF_JOURNAL,
     )
@@ -322,55 +327,6 @@ def _timeline(events: Sequence[JournalEvent]) -> Timeline:
             timeline.note(MigrationChanged(at=at, external_id=event.external_id, step=step))
     timeline.end(max(times, default=0.0))
     return timeline
-
-
-@final
-class Recorder:
-    """Collects what the report of a run needs; without `options.report` it does nothing."""
-
-    __slots__ = ("_loop", "_options", "_session", "_timeline")
-
-    def __init__(self, session: Session, options: Options) -> None:
-        self._session, self._options, self._loop = session, options, asyncio.get_running_loop()
-        self._timeline = Timeline(began=self._loop.time(), window=options.rate.window)
-
-    @contextmanager
-    def following(self) -> Generator[None]:
-        """Record the events of the session until the block ends."""
-        if self._options.report is None:
-            yield
-            return
-        with self._session.events.subscribe(self._note):
-            yield
-        self._timeline.end(self._loop.time())
-
-    def _note(self, event: Event) -> None:
-        self._timeline.note(event, by=asyncio.current_task())
-
-    def write(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> None:
-        """Write the report. If it cannot be written, log a warning: the migrations are not affected."""
-        options, place = self._options, self._options.report
-        if place is None:
-            return
-        clock = (
-            f"The clock ran {options.speed:g} times as fast as the wall clock. All times are of that clock, so a "
-            "delay of this computer counts this many times as well."
-        )
-        page = ReportPage(
-            title=options.manifest.name,
-            previews=_preview_links(options.out, rows, place),
-            rows=rows,
-            timeline=self._timeline,
-            budget=budget,
-            rate=options.rate,
-            by_key=options.scope == "key",
-            reason=reason,
-            notes=_NOTES_OF_RUN if options.speed == 1 else (clock, *_NOTES_OF_RUN),
-        )
-        try:
-            write_page(place, page)
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", place, error)
 
 
 def check_place(path: Path | None) -> None:
@@ -388,7 +344,7 @@ def write_page(path: Path, page: ReportPage) -> None:
     write_whole(path, render(page).encode())
 
 
-def _preview_links(out: Path | None, rows: Iterable[CustomerStatus], page: Path) -> Mapping[str, str]:
+def preview_links(out: Path | None, rows: Iterable[CustomerStatus], page: Path) -> Mapping[str, str]:
     """Return the relative URL of each customer's preview, by external id, for the report at `page`."""
     folder = page.absolute().parent
     previews = {row.external_id: preview_page(out, row.external_id) for row in rows}

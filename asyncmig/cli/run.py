@@ -1,6 +1,7 @@
 """`asyncmig run`: migrate the customers of a manifest with a fleet or a queue, and write the reports."""
 
 import asyncio
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import msgspec
 from rich.console import Console
 
 from asyncmig import generations
+from asyncmig.cli.charts import Timeline
 from asyncmig.cli.connection import ServerWatch, check_generation, open_session
-from asyncmig.cli.html_report import Recorder
+from asyncmig.cli.html_report import NOTES_OF_RUN, ReportPage, preview_links, write_page
 from asyncmig.cli.inputs import (
     RunRequest,
     check_folders,
@@ -24,7 +26,7 @@ from asyncmig.cli.inputs import (
     statuses_of,
 )
 from asyncmig.cli.interrupts import Interrupts, stopping_on_failure
-from asyncmig.cli.json_output import EventPrinter, ReportFile, read_outcomes
+from asyncmig.cli.json_output import Budget, EventPrinter, ReportFile, read_outcomes
 from asyncmig.cli.last_run import remember, remember_queued
 from asyncmig.cli.live_view import LiveView
 from asyncmig.cli.output import counted, is_unread
@@ -33,7 +35,7 @@ from asyncmig.cli.settings import Display, Options
 from asyncmig.cli.summary import RunResult
 from asyncmig.customers.outcome import Failed, Outcome
 from asyncmig.customers.spec import Spec
-from asyncmig.customers.status import CustomerRecord, is_new
+from asyncmig.customers.status import CustomerRecord, CustomerStatus, is_new
 from asyncmig.errors import (
     AuthError,
     JournalError,
@@ -43,6 +45,7 @@ from asyncmig.errors import (
     SessionClosed,
     UnexpectedReply,
 )
+from asyncmig.events import Event
 from asyncmig.jobs.fleet import Fleet
 from asyncmig.jobs.manifest import Manifest
 from asyncmig.jobs.status import read_records
@@ -50,6 +53,8 @@ from asyncmig.journal import DatabaseJournal, JournalPlace, open_journal
 from asyncmig.session import Session, context_of
 
 __all__ = ["drive"]
+
+_log = logging.getLogger("asyncmig")
 
 
 async def drive(
@@ -85,7 +90,7 @@ async def drive(
         files = {customer.external_id: len(customer.files) for customer in manifest.customers}
         progress = LiveView(session, words, files, options, display)
         progress.known(report.rows)
-        recorder = Recorder(session, options)
+        recorder = _Recorder(session, options)
         with (
             recorder.following(),
             Interrupts(session, words) as interrupts,
@@ -252,3 +257,54 @@ class _Work:
         if self.failures == self.options.stop_after_failures:
             failed = counted(self.failures, "customer")
             self.interrupts.stop(f"{failed} failed, as many as --stop-after-failures allows")
+
+
+@final
+class _Recorder:
+    """Collects what the HTML report of a run needs; without `options.report` it does nothing."""
+
+    __slots__ = ("_loop", "_options", "_session", "_timeline")
+
+    def __init__(self, session: Session, options: Options) -> None:
+        self._session, self._options, self._loop = session, options, asyncio.get_running_loop()
+        self._timeline = Timeline(began=self._loop.time(), window=options.rate.window)
+
+    @contextmanager
+    def following(self) -> Generator[None]:
+        """Record the events of the session until the block ends."""
+        if self._options.report is None:
+            yield
+            return
+        with self._session.events.subscribe(self._note):
+            yield
+        self._timeline.end(self._loop.time())
+
+    def _note(self, event: Event) -> None:
+        self._timeline.note(event, by=asyncio.current_task())
+
+    def write(self, rows: Sequence[CustomerStatus], budget: Budget, reason: str | None) -> None:
+        """Write the report. If it cannot be written, log a warning: the migrations are not affected."""
+        options, place = self._options, self._options.report
+        if place is None:
+            return
+        limits = options.all_limits
+        is_named = bool(limits.budgets and generations.find(options.api).endpoints)
+        clock = (
+            f"The clock ran {options.speed:g} times as fast as the wall clock. All times are of that clock, so a "
+            "delay of this computer counts this many times as well."
+        )
+        page = ReportPage(
+            title=options.manifest.name,
+            previews=preview_links(options.out, rows, place),
+            rows=rows,
+            timeline=self._timeline,
+            budget=budget,
+            rate=None if is_named else limits.key or limits.endpoint,
+            by_key=limits.key is not None,
+            reason=reason,
+            notes=NOTES_OF_RUN if options.speed == 1 else (clock, *NOTES_OF_RUN),
+        )
+        try:
+            write_page(place, page)
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", place, error)

@@ -316,6 +316,7 @@ def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
     }
     table = re.sub("<[^>]+>", " ", (tmp_path / "run.html").read_text(encoding="utf-8"))
     assert re.search(r"create +60/1h +1 +1 +0 ", table)
+    assert "The dashed line is the limit" not in table
     assert re.search(r"run slots +3 +0 +0 ", table)
     shown = cli("status").out
     assert re.search(r"^ *60/1h +1 +1 +0 +create$", shown, re.MULTILINE)

@@ -1,5 +1,6 @@
 """The HTML report: well-formed, self-contained, and as safe as the text in it is not."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from browser import dom_of, needs_browser
 
+from asyncmig._core.limits import Rate
 from asyncmig.cli.charts import Timeline
 from asyncmig.cli.html_report import ReportPage, render
 from asyncmig.cli.json_output import Budget
@@ -82,6 +84,13 @@ def test_there_is_a_bar_for_each_customer(customers: int, by_key: bool) -> None:
 def test_a_fleet_that_did_nothing_is_a_page_too() -> None:
     rows = [CustomerStatus(external_id="acme", name="Acme")]
     assert bars(render(ReportPage(title="t", written="w", rows=rows, timeline=Timeline(began=5.0)))) == 1
+
+
+@pytest.mark.parametrize(("rate", "lines"), [(Rate(), 1), (None, 0)])
+def test_a_limit_is_drawn_only_where_endpoints_have_one(rate: Rate | None, lines: int) -> None:
+    html = render(dataclasses.replace(page(3), rate=rate))
+    assert html.count('class="cap"') == lines
+    assert ("The dashed line is the limit: 100 a minute" in html) is (rate is not None)
 
 
 def test_text_from_outside_stays_text() -> None:
