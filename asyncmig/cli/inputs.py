@@ -16,8 +16,8 @@ from asyncmig.cli.html_report import check_place
 from asyncmig.cli.json_output import read_outcomes
 from asyncmig.cli.last_run import check_journal, recall_if_any
 from asyncmig.cli.output import clean, counted, listed, print_table, say, spoken
-from asyncmig.cli.review import describe
 from asyncmig.cli.queue import notes_about, queue_url
+from asyncmig.cli.review import describe
 from asyncmig.cli.settings import PATHS, Display, Options, about_journal
 from asyncmig.customers.files import check_utf8
 from asyncmig.customers.status import CustomerRecord

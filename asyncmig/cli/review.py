@@ -245,6 +245,7 @@ _DONE: Mapping[type[Decision], str] = {
 _AFTER: Mapping[str, str] = {
     "recorded": "The next run of the command continues the decided customers.",
     "continues": "The server continues the decided runs.",
+    "gone": "The next run of the command reads what became of the runs that ask nothing any more.",
     "ends": "The next run of the command records the customers whose runs were canceled or rejected as failed; "
     "asyncmig retry begins new runs.",
 }
@@ -334,7 +335,7 @@ class Reviewer:
                 break
             self._tell_changed(record)
             shown = await generation.questions(context, record)
-        self.decided[record.external_id] = "continues"
+        self.decided[record.external_id] = "gone"
         reason = "someone else has decided, or its run has ended"
         say(self.words, f"{record.external_id}: the run asks nothing any more: {reason}.", "yellow")
         return True

@@ -73,9 +73,8 @@ async def drive(
     """
     await check_run(manifest, options, wanted, display, words)
     session = open_session(options, options.journal, api_key)
-    opened = (
-        open_journal(options.journal) if wanted.queue is None else nullcontext()
-    )  # workers have their own
+    # Workers have a journal of their own.
+    opened = open_journal(options.journal) if wanted.queue is None else nullcontext()
     async with opened as journal, session:
         report = ReportFile(options.out, manifest, session, options.api)
         records = before = await _records(journal, options.journal)
