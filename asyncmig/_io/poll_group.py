@@ -79,7 +79,7 @@ class RunWarnings:
             return
         watch.stalled = True
         external_id = watch.owner.external_id if watch.owner else None
-        self.events.emit(RunStalled(at=now, external_id=external_id, ids=watch.event_ids, seconds=age))
+        self.events.emit(RunStalled(at=now, external_id=external_id, ids=watch.event_ids(), seconds=age))
 
 
 @final

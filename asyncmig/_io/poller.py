@@ -85,7 +85,7 @@ class Poller:
         group: Hashable = None,
         second: SecondChannel[T] | None = None,
         ids: Mapping[str, str] = _NO_IDS,
-        event_ids: Mapping[str, str] = _NO_IDS,
+        event_ids: Callable[[], Mapping[str, str]] = lambda: _NO_IDS,
     ) -> Watch[T]:
         """Return the watch of `run`. All callers get the same watch, as long as any of them has a reference to it.
 
@@ -95,7 +95,7 @@ class Poller:
 
         `started`: a time on the loop's clock. `group`: the durations of all runs of a group have the same estimate;
         use few groups. `second`: the second channel of the run. `ids`: the values of the placeholders in the route of
-        the reads, for events about reads. `event_ids`: the server's ids by kind, for the event of a stalled run.
+        the reads, for events about reads. `event_ids`: returns the server's ids by kind, for events about the run.
         """
         found = self._watches.get(run)
         if found is None or found.closed:

@@ -2,8 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Hashable, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast, final
 
@@ -99,7 +98,7 @@ class Watch(Generic[T]):
         lifecycle: Lifecycle,
         second: SecondChannel[T] | None,
         ids: Mapping[str, str],
-        event_ids: Mapping[str, str],
+        event_ids: Callable[[], Mapping[str, str]],
     ) -> None:
         self._polls = polls
         self.run: Hashable = run
@@ -114,8 +113,8 @@ class Watch(Generic[T]):
         """The last reading; None before the first."""
         self.ids: Mapping[str, str] = ids
         """The values of the placeholders in the route of its reads."""
-        self.event_ids: Mapping[str, str] = event_ids
-        """The server's ids by kind, for the event of a stalled run."""
+        self.event_ids: Callable[[], Mapping[str, str]] = event_ids
+        """Returns the server's ids by kind, for events about the run."""
         self.owner: Owner | None = owner()
         """The customer of the task that began to wait last."""
         self.failures: Failures | None = None
@@ -154,7 +153,7 @@ class Watch(Generic[T]):
         `Lifecycle.read_lag`; and any other error of `read` after which the run is not polled again.
         """
         if not self._settled(through_parks):
-            with self.kept_polled():
+            with self:
                 while not self._settled(through_parks):
                     await self.news()
         assert self.latest is not None
@@ -174,7 +173,7 @@ class Watch(Generic[T]):
         """
         asked = self.begun
         if not self._is_newer(asked):
-            with self.kept_polled():
+            with self:
                 while not self._is_newer(asked):
                     self._polls.prioritise(self._plain())
                     await self.news()
@@ -188,15 +187,16 @@ class Watch(Generic[T]):
         self._stale = self.begun
         self._polls.observed(self._plain(), cast("Reading[object]", reading))
 
-    def report(self, reading: Reading[T], ids: Mapping[str, str], *, began: bool) -> None:
+    def report(self, reading: Reading[T], *, began: bool) -> None:
         """Emit an event if the status or the progress text is new, and another one for the end.
 
-        The function that reads the run calls this before it returns the reading. `ids`: the server's ids by kind.
-        `began`: whether the start of the run is known.
+        The function that reads the run calls this before it returns the reading. `began`: whether the start of the
+        run is known.
         """
-        latest, now, emit = self.latest, self._polls.now(), self._polls.emit
+        latest = self.latest
         if latest is not None and (latest.status, latest.progress) == (reading.status, reading.progress):
             return
+        now, emit, ids = self._polls.now(), self._polls.emit, self.event_ids()
         emit(RunChanged(at=now, ids=ids, status=reading.status, progress=reading.progress))
         if self.ended or self.lifecycle.phase(reading.status) is not Phase.TERMINAL:
             return
@@ -270,19 +270,17 @@ class Watch(Generic[T]):
             if not waiter.done():
                 waiter.set_exception(fresh(error))
 
-    @contextmanager
-    def kept_polled(self) -> Generator[None]:
+    def __enter__(self) -> None:
         """Keep the run polled while a task waits. Raises the error with which polling has ended, if it has."""
         self._check()
         self.owner = owner() or self.owner
         self._polls.enter(self._plain())
         self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._polls.leave(self._plain())
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._waiting -= 1
+        if not self._waiting:
+            self._polls.leave(self._plain())
 
     async def news(self) -> None:
         """Wait for the next reading. Raises the error with which polling has ended, if it has."""
@@ -330,7 +328,7 @@ class _Updates(Generic[T]):
 
     async def __anext__(self) -> Reading[T]:
         if self._must_wait():
-            with self._watch.kept_polled():
+            with self._watch:
                 while self._must_wait():
                     await self._watch.news()
         if self._change.next is None:

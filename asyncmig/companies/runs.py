@@ -61,7 +61,7 @@ class Run(Generic[StateT]):
             group=group if self._began else _OF_UNKNOWN_AGE,
             second=second,
             ids=self._ids(),
-            event_ids=self._event_ids(),
+            event_ids=self._event_ids,
         )
         self._watch.announced(status)
 
@@ -132,7 +132,7 @@ class Run(Generic[StateT]):
         call = Call(endpoint=self.ENDPOINT, ids=self._ids())
         state = await self._context.caller.send_once(call, self._kind, slot)
         reading = Reading(status=state.status, progress=state.progress_message, value=state)
-        self._watch.report(reading, self._event_ids(), began=self._began)
+        self._watch.report(reading, began=self._began)
         return reading
 
     def _check_id(self) -> None:

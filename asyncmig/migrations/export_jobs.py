@@ -105,7 +105,7 @@ class ExportJob:
             started=context.poller.now(),
             group="export job",
             ids=self._ids,
-            event_ids={"migration": migration_id, "run": job_id},
+            event_ids=lambda: {"migration": migration_id, "run": job_id},
         )
 
     def __repr__(self) -> str:

@@ -131,7 +131,6 @@ class Run:
         kind, state = self.kind or "run", self.state
         return f"<Run {self.id}: {kind}, {state.status if state else 'not read yet'}>"
 
-    @property
     def _event_ids(self) -> dict[str, str]:
         return {"migration": self._migration_id, "run": self.id}
 
@@ -262,7 +261,7 @@ class Run:
         else:
             self._context.runs.seen(self._migration_id, is_blocked=phase is Phase.PARKED)
         reading = Reading(status=status, progress=state.message, value=state)
-        self._watch.report(reading, self._event_ids, began=self._operation.kind is not None)
+        self._watch.report(reading, began=self._operation.kind is not None)
         return reading
 
     async def _look_for_news(self) -> None:

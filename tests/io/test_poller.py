@@ -571,7 +571,7 @@ async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(gate: Gate)
         async with aclosing(Poller(events=events)) as poller:
             server = Server((0, "running"), (9000, "completed"))
             one = poller.watch(
-                "run", gate=gate, read=server, lifecycle=LIFE, started=now(), event_ids={"run": "r"}
+                "run", gate=gate, read=server, lifecycle=LIFE, started=now(), event_ids=lambda: {"run": "r"}
             )
             assert (await one.wait()).status == "completed"
     (stalled,) = told
