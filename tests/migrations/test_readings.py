@@ -116,6 +116,7 @@ TABLE = """
 | 21 | errors | branches on the status |
 | 21 | retry_after | compares a date with the answer's own |
 | 21 | proxy_403 | raises it, with what one cheap read shows |
+|  - | request_input | reads the questions of a block from the run |
 |  - | log_at_preview | reads the status in the 409 |
 |  - | log_status | takes it as the run's or the migration's |
 |  - | log_entries | matches by run id and kind, or by an outcome |

@@ -94,6 +94,15 @@ def test_a_park_that_expired_inserted_nothing() -> None:
     assert server.rows() == 0
 
 
+def test_a_failed_import_leaves_no_sheet() -> None:
+    server = Server(zombies=1.0)
+    server.run(b"Strange,Header\n1,2\n", "first")
+    server.world.variants = Variants()
+    path = server.run(GOOD, "second")
+    sheets = server.call("GET", path)[1]["report"]["perSheet"]
+    assert [sheet["templateName"] for sheet in sheets] == [schema.name for schema in SCHEMAS]
+
+
 @pytest.mark.parametrize(("second", "rows"), [("appends", 3), ("replaces", 1)])
 def test_a_second_import_appends_or_replaces(second: str, rows: int) -> None:
     server = Server(second_import=second)

@@ -255,6 +255,25 @@ def test_the_thread_may_lack_the_answers_of_the_user(replies: str) -> None:
     assert ("Because" in str(events)) == (replies == "told")
 
 
+@pytest.mark.parametrize(
+    ("shape", "shown"),
+    [
+        ("questions", {"questions": ["Why?"]}),
+        ("requests", {"requests": ["Why?"]}),
+        ("inputs", {"inputs": ["Why?"]}),
+        ("list", ["Why?"]),
+        ("one", "Why?"),
+    ],
+)
+def test_the_thread_has_questions_in_each_shape(shape: str, shown: object) -> None:
+    server = with_file(ASKS, request_input=shape)
+    server.run("generate")
+    events = server.call("GET", f"{server.path}/thread")[1]["events"]
+    data = next(event["data"] for event in events if event["type"] == "request_input")
+    question = server.call("GET", f"{server.path}/runs/{server.run_id}")[1]["questions"][0]
+    assert data == json.loads(json.dumps(shown).replace('"Why?"', json.dumps(question)))
+
+
 @pytest.mark.parametrize(("parent", "flaws"), [("Acme", 0), ("Nobody", 1)])
 def test_a_link_is_enforced_beside_a_schema(parent: str, flaws: int) -> None:
     companies = Schema(slug="companies", name="Companies", columns=(Column(name="Name"),))

@@ -118,7 +118,7 @@ class Company:
                 upload.is_used = True
 
     def rows_of(self, body: ImportIn, new_id: Callable[[], str]) -> list[tuple[Table, Rows]]:
-        """Return the rows of `body` by table. A file that fits no template gets a new table.
+        """Return the rows of `body` by table. For a file that fits no template, that is a new table.
 
         Raises `Unreadable` for bytes that are not CSV or never arrived.
         """
@@ -129,7 +129,6 @@ class Company:
             table = next((each for each in self.tables if schema and each.schema is schema), None)
             if table is None:
                 table = Table(sheet_id=new_id(), name=name.rsplit(".", 1)[0], schema=None, header=header)
-                self.tables.append(table)
             found.append((table, rows))
         return found
 

@@ -176,12 +176,16 @@ class ImportRun:
         for table in self.tables:
             table.rows = [] if self.variants.second_import == "replaces" else [*table.rows]
         for table, rows in self.inserted:
+            if table not in self.tables:
+                self.tables.append(table)
             table.rows.extend(rows)
 
     def _fail(self, why: str, *, keeps_rows: bool = False) -> None:
         self._settled, self.failure = "failed", why
-        for table, rows in self._rows_before if not keeps_rows else ():
-            table.rows = rows
+        if not keeps_rows:
+            self.tables[:] = [table for table, _ in self._rows_before]
+            for table, rows in self._rows_before:
+                table.rows = rows
 
     def _parks_now(self) -> bool:
         if self.parks_with is not None:

@@ -52,7 +52,7 @@ class Schema:
         return {"id": self.id, "name": self.name, "description": None, "columns": columns}
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Table:
     """A sheet with its rows. A table without a schema keeps every column."""
 

@@ -275,7 +275,9 @@ class Agent:
                 for n, question in enumerate(block.questions)
             ]
             run.phase.questions += run.questions
-            told = {"questions": run.questions}
+            shape, is_single = variants.request_input, len(run.questions) == 1
+            bare = {"list": run.questions, "one": run.questions[0] if is_single else run.questions}
+            told = bare.get(shape, {shape: run.questions})
         migration.tell(at, "request_input", told, self._rng)
 
     def _preview(self, run: Run, tables: Tables, at: float) -> None:

@@ -126,6 +126,8 @@ class Variants(BaseVariants):
     """Share of requests that a proxy refuses."""
 
     # Choices that the contract calls settled for the client
+    request_input: str = silence(0, "questions", "requests", "inputs", "list", "one")
+    """How the thread has the questions of a block: in a field of this name, as a list, or one without a list."""
     log_at_preview: str = silence(0, "settled", "in-flight")
     log_status: str = silence(0, "migration", "run")
     """Whose status the log has, and its 409."""
