@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from asyncmig.simulator.server.ledger import BaseVerdict, Ledger, mistake, share
 from asyncmig.simulator.server.messages import ExternalId, Filled, Json, Refusal
 from asyncmig.simulator.server.tables import Rows, Unreadable, read_csv, to_table
 
-__all__ = ["Company", "CompanyIn", "ImportIn", "Upload", "UploadIn", "Verdict", "judge"]
+__all__ = ["Company", "CompanyIn", "ExportIn", "ImportIn", "Upload", "UploadIn", "Verdict", "judge"]
 
 
 class CompanyIn(msgspec.Struct, kw_only=True):
@@ -49,6 +49,21 @@ class ImportIn(msgspec.Struct, kw_only=True):
         """Return the payload that an idempotency key identifies."""
         files = self.files if refs_count else [file.name for file in self.files or ()]
         return msgspec.json.encode([files, self.rows], order="deterministic")
+
+
+class SelectionIn(msgspec.Struct, kw_only=True):
+    template_ids: list[str] | None = None
+    row_filter: str | None = None
+
+
+class ExportIn(msgspec.Struct, kw_only=True):
+    mode: Literal["full", "canary"]
+    idempotency_key: Filled
+    selection: SelectionIn | None = None
+
+    def payload(self) -> bytes:
+        """Return what an idempotency key stands for."""
+        return msgspec.json.encode([self.mode, self.selection], order="deterministic")
 
 
 @final

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from string import ascii_lowercase
 from typing import Literal, TypeAlias, cast, final
 
 import msgspec
@@ -14,7 +13,7 @@ from asyncmig.simulator.server.messages import Filled, Json, Refusal
 from asyncmig.simulator.server.settings import RunDurations
 from asyncmig.simulator.server.tables import Rows
 
-__all__ = ["Ask", "DecisionIn", "ExportIn", "ExportRun", "Fails", "ImportRun", "Parks", "Script"]
+__all__ = ["Ask", "DecisionIn", "ExportRun", "Fails", "ImportRun", "Parks", "Script"]
 
 PARKS_ABOVE = 0.05
 """A run parks when more than this share of its rows would be dropped or duplicated."""
@@ -38,24 +37,24 @@ class Ask:
     allow_custom: bool = False
     destructive: bool = False
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The options by their ids: `a`, `b` and so on."""
+        return {chr(ord("a") + n): label for n, label in enumerate(self.options)}
+
     def describe(self, number: int, target: Json) -> Json:
-        """Return the question as a read of the run shows it. The options have the ids `a`, `b` and so on."""
-        options = zip(ascii_lowercase, self.options, strict=False)
+        """Return the question as a read of the run shows it."""
         return {
             "id": f"fq{number}",
             "prompt": self.prompt,
             "target": target,
-            "options": [{"id": option_id, "label": label} for option_id, label in options],
+            "options": [{"id": option_id, "label": label} for option_id, label in self.labels.items()],
             "allow_custom": self.allow_custom,
         }
 
-    def label(self, option_id: str | None) -> str | None:
-        """Return the label of an option; None if there is no such option."""
-        return dict(zip(ascii_lowercase, self.options, strict=False)).get(option_id or "")
-
     def allows(self, answer: AnswerIn) -> bool:
         """Return whether an answer is one of the options, or text of one's own where that is allowed."""
-        return self.allow_custom if answer.custom is not None else self.label(answer.option_id) is not None
+        return self.allow_custom if answer.custom is not None else answer.option_id in self.labels
 
 
 @final
@@ -128,8 +127,9 @@ class ImportRun:
     _rows_before: list[tuple[Table, Rows]] = field(default_factory=list[tuple[Table, Rows]])
     """The rows of each table before this import."""
     _asks: list[Ask] = field(default_factory=list[Ask])
-    """The last questions; and for those about bad cells, what they are about and what the patch does."""
+    """The last questions."""
     _proposals: list[tuple[Flaw, dict[str, str]]] = field(default_factory=list[tuple[Flaw, dict[str, str]]])
+    """What questions about bad cells are about, and what the patch does."""
 
     def __post_init__(self) -> None:
         fate = self.rng.random()
@@ -255,7 +255,7 @@ class ImportRun:
         """Return the answers of the last decision: label or text by the question's prompt."""
         given = [(ask, self.answers.get(f"fq{n}")) for n, ask in enumerate(self._asks)]
         return {
-            ask.prompt: answer.custom or ask.label(answer.option_id) or ""
+            ask.prompt: answer.custom or ask.labels.get(answer.option_id or "", "")
             for ask, answer in given
             if answer is not None
         }
@@ -329,21 +329,6 @@ class ImportRun:
         }
         about = {"context": f"Sheet {table.name}", "relevant_columns": [flaw.column]}
         return {**self._asks[n].describe(n, target), **about}
-
-
-class SelectionIn(msgspec.Struct, kw_only=True):
-    template_ids: list[str] | None = None
-    row_filter: str | None = None
-
-
-class ExportIn(msgspec.Struct, kw_only=True):
-    mode: Literal["full", "canary"]
-    idempotency_key: Filled
-    selection: SelectionIn | None = None
-
-    def payload(self) -> bytes:
-        """Return what an idempotency key stands for."""
-        return msgspec.json.encode([self.mode, self.selection], order="deterministic")
 
 
 @final

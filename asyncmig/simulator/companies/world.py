@@ -10,13 +10,14 @@ from typing import ClassVar, TypeVar, final
 from asyncmig.simulator.companies.company import (
     Company,
     CompanyIn,
+    ExportIn,
     ImportIn,
     Upload,
     UploadIn,
     Verdict,
     judge,
 )
-from asyncmig.simulator.companies.runs import DecisionIn, ExportIn, ExportRun, Fails, ImportRun, Parks, Script
+from asyncmig.simulator.companies.runs import DecisionIn, ExportRun, Fails, ImportRun, Parks, Script
 from asyncmig.simulator.companies.tables import Schema, Table, to_csv
 from asyncmig.simulator.companies.variants import Variants, page_of
 from asyncmig.simulator.companies.webhooks import Workbook
