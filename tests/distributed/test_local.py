@@ -39,10 +39,10 @@ asyncio.run(main())
 """
 
 
-def worker(folder: Path, count: int) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", WORK, str(folder), str(count)], stdout=subprocess.PIPE, text=True
-    )
+def worker(folder: Path, count: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", WORK, str(folder), str(count)]
+    # Without a buffer, because `communicate` would not return the lines that `readline` has buffered.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
 
 
 @pytest.mark.parametrize("harm", [None, signal.SIGKILL, signal.SIGSTOP])
@@ -63,7 +63,7 @@ def test_four_processes_send_what_one_may_whatever_happens_to_one(
     # A request arrives within the time-out of its send, however late a stopped process reads the answer.
     spans = [
         (sent, min(answered, sent + 1.0))
-        for sent, answered in map(json.loads, filter(None, map(str.strip, lines)))
+        for sent, answered in map(json.loads, filter(None, map(bytes.strip, lines)))
     ]
     assert most_in_a_window(spans, 2.0) <= 20
     assert len(spans) == 80 if harm is not signal.SIGKILL else len(spans) >= 61
