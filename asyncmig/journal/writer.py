@@ -151,12 +151,7 @@ class Writer:
             await self._call(self._store.close)
         finally:
             self._stop_renewing()
-            left, self._pending = self._pending, []
-            if left:
-                self._executor.submit(self._store.transact, left)
-            self._executor.submit(self._store.close)
-            self._executor.shutdown(wait=True)
-            for op in left:
+            for op in self._shut_down():
                 op.deliver()
 
     def submit(self, work: Callable[[], _T], on_failure: Callable[[], None] | None = None) -> Op[_T]:
@@ -246,9 +241,14 @@ class Writer:
 
     def _abandon(self) -> None:
         """Close after the event loop has ended. No caller waits for the queued operations any more."""
+        self._shut_down()
+        self.is_open = False
+
+    def _shut_down(self) -> list[Op[object]]:
+        """Commit the queued operations, and end the store and its thread. Return these operations."""
         left, self._pending = self._pending, []
         if left:
             self._executor.submit(self._store.transact, left)
         self._executor.submit(self._store.close)
         self._executor.shutdown(wait=True)
-        self.is_open = False
+        return left
