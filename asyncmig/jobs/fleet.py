@@ -220,13 +220,7 @@ class Fleet(AsyncOnly, CustomerMethods):
         if under_way is not None:
             return under_way.future
         customer = CustomerTask(
-            self._parts,
-            spec,
-            instruction,
-            context=context,
-            turns=turns,
-            is_recorded=is_recorded,
-            known=known,
+            self._parts, spec, instruction, context=context, turns=turns, is_recorded=is_recorded, known=known
         )
         self._submitted[spec.external_id] = customer
         self._admission.add(customer)
@@ -298,19 +292,13 @@ class Fleet(AsyncOnly, CustomerMethods):
             if (under_way := self._submitted.get(each.external_id)) is not None
         }
         left = {each.external_id: each for each in unfinished if each.external_id not in futures}
-        given = [await spec_with_secrets(generation, known, self._secrets) for known in left.values()]
-        _, ready = await in_thread(largest_first, given, self._parts.to)
+        checked = [await spec_with_secrets(generation, known, self._secrets) for known in left.values()]
+        _, ready = await in_thread(largest_first, checked, self._parts.to)
         turns, own = Turns(), copy_context()
         for number, (spec, refused) in enumerate(ready):
             known = left[spec.external_id]
-            futures[known.external_id] = self._submit(
-                spec,
-                refused,
-                known.instruction,
-                context=own,
-                turns=turns,
-                is_recorded=True,
-                known=known,
+            futures[spec.external_id] = self._submit(
+                spec, refused, known.instruction, context=own, turns=turns, is_recorded=True, known=known
             )
             await _let_others_run(number)
         return futures

@@ -52,10 +52,7 @@ class Forecast:
 
 
 def earliest_end(
-    requests: Mapping[str, int],
-    *,
-    limits: Limits = Limits.BY_CLASS,
-    api: str = generations.DEFAULT,
+    requests: Mapping[str, int], *, limits: Limits = Limits.BY_CLASS, api: str = generations.DEFAULT
 ) -> float:
     """Return the seconds before which the last of these requests cannot be sent, if nothing was sent recently.
 
