@@ -1,5 +1,7 @@
-"""The connection of a command to the API: its settings, its session, and whether the server refuses the key or speaks
-another API generation."""
+"""The connection of a command to the API: its settings, its session and event loop, and what is wrong with a server.
+
+A server may have no address, refuse the API key, or speak another API generation.
+"""
 
 import asyncio
 import socket
@@ -166,7 +168,7 @@ class ServerWatch:
     def __init__(self, session: Session, api: str, interrupts: Interrupts) -> None:
         self._session, self._api, self._interrupts = session, api, interrupts
         self._creation = next(iter(generations.find(api).requests_before_run), None)
-        self._asking: asyncio.Task[str | None] | None = None
+        self._asking: asyncio.Task[InvalidInput | None] | None = None
         self.key_refused: bool = False
 
     def __call__(self, event: Event) -> None:
@@ -177,45 +179,38 @@ class ServerWatch:
         if event.status == 404 and event.endpoint == self._creation and self._asking is None:
             self._asking = asyncio.create_task(self._ask(), name="asyncmig generation")
 
-    async def _ask(self) -> str | None:
-        other = await _spoken_instead(self._session, self._api)
-        if other is not None:
-            self._interrupts.stop(_wrong(self._api, other).reason)
-        return other
+    async def _ask(self) -> InvalidInput | None:
+        try:
+            await check_generation(self._session, self._api)
+        except InvalidInput as error:
+            self._interrupts.stop(error.reason)
+            return error
+        return None
 
     async def check(self, journal: DatabaseJournal | None, before: Mapping[str, CustomerRecord]) -> None:
         """Raise `InvalidInput` if the server speaks another API generation.
 
         Then the journal forgets the customers that it did not have `before`: the server has nothing of them.
         """
-        other = None if self._asking is None else await self._asking
-        if other is None:
+        error = None if self._asking is None else await self._asking
+        if error is None:
             return
         if journal is not None:
             records = await read_records(journal)
             for external_id, record in records.items():
                 if external_id not in before and not record.ids:
                     await journal.forget(external_id)
-        raise _wrong(self._api, other)
+        raise error
 
 
 async def check_generation(session: Session, api: str) -> None:
     """Raise `InvalidInput` if the server speaks another API generation than `api`, and that can be told."""
-    if (other := await _spoken_instead(session, api)) is not None:
-        raise _wrong(api, other)
-
-
-def _wrong(api: str, other: str) -> InvalidInput:
-    return InvalidInput("api", api, f"the server speaks the API generation {other!r}: add --api {other}")
-
-
-async def _spoken_instead(session: Session, api: str) -> str | None:
-    """Return the API generation that the server speaks instead of `api`; None if it may be `api`."""
     if (probe := generations.find(api).probe) is None:
-        return None
+        return
     method, _, template = probe.partition(" ")
     try:
         listed: object = (await session.request(method, template)).json()
     except AsyncmigError:
-        return None
-    return generations.spoken_instead(api, listed)
+        return
+    if other := generations.spoken_instead(api, listed):
+        raise InvalidInput("api", api, f"the server speaks the API generation {other!r}: add --api {other}")

@@ -36,6 +36,7 @@ __all__ = [
     "code_of",
     "code_of_error",
     "report_error",
+    "sentence",
 ]
 
 DELIVERED: Final = 0

@@ -154,17 +154,6 @@ def read_inputs(options: Options, words: Console) -> Manifest:
     return manifest
 
 
-async def _is_missing(journal: JournalPlace) -> bool:
-    """Return whether there is no journal, or an empty file in its place."""
-    try:
-        await check_journal(journal)
-    except JournalNotFound:
-        return True
-    except JournalError:
-        pass  # opening it for writing reports the reason
-    return False
-
-
 async def _check_not_queued(manifest: Manifest, options: Options, selection: str | None) -> None:
     """Raise `InvalidInput` for customers that were given to a queue. Creating their companies again would fail.
 
@@ -235,8 +224,12 @@ async def check_run(
     check_folder("out", options.out)
     check_place(options.report)
     if wanted.queue is None:  # workers have a journal of their own
-        if await _is_missing(options.journal):
+        try:
+            await check_journal(options.journal)
+        except JournalNotFound:  # or an empty file in its place
             warn_of_lost_journal(str(options.journal), options.out, words)
+        except JournalError:
+            pass  # opening it for writing reports the reason
         await _check_not_queued(manifest, options, wanted.selection)
     else:
         queue_url(wanted.queue)
