@@ -84,7 +84,7 @@ async def test_the_key_is_seen_nowhere(
         shown = "".join(map(repr, [session, fleet, outcomes, session.stats(), session.companies.open("x")]))
     shown += caplog.text + "".join(capsys.readouterr())
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    tokens = list(world._pending)
+    tokens = list(world._signed)
     assert tokens
     for secret in [KEY, *tokens]:
         assert secret not in shown
