@@ -134,7 +134,7 @@ class SendLog:
         self._large, self._unlooked = _LARGE, 0
         self._is_stuck = self._warned = False
         self._threaded = threaded
-        self._work: asyncio.Future[_Entries] | None = None
+        self._work: asyncio.Future[None] | None = None
         """The last compaction that was started in a thread."""
         self._timer: asyncio.TimerHandle | None = None
         """Writes the lines that can wait."""
@@ -197,9 +197,9 @@ class SendLog:
                 self._unlooked = 0
                 if os.fstat(self._fd).st_size > self._large:
                     if self._threaded:
-                        self._work = begin(self._compact)
+                        self._work = begin(self._shrink)
                     else:
-                        self._compact()
+                        self._shrink()
         except OSError as error:
             self._warn(error)
 
@@ -272,6 +272,10 @@ class SendLog:
                 return
             if not is_current:
                 self._forget_file()
+
+    def _shrink(self) -> None:
+        """Compact the file. Unlike `_compact`, this keeps no entry in memory, also not as the result of a future."""
+        self._compact()
 
     def _compact(self) -> _Entries:
         """Return the entries that are still needed. Remove the others from the file, unless another process does."""
