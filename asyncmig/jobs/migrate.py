@@ -342,8 +342,7 @@ class CustomerTask:
                 options = replace(options, retry_failed=True)
             to = customer_folder(fleet.to, spec.external_id)
             try:
-                turn = None if self._turns is None else partial(self._turns.come, self._place)
-                call = MigrationCall(spec=spec, to=to, options=options, inputs=fleet.inputs, turn=turn)
+                call = MigrationCall(spec=spec, to=to, options=options, inputs=fleet.inputs, turn=self._come)
                 outcome = await migrate_claimed(fleet.generation, fleet.context, fleet.journal, call)
             except CustomerHeld as error:
                 self.held = outcome = pending(spec, str(error), "held")
@@ -373,6 +372,10 @@ class CustomerTask:
                 self.future.exception()  # `run` raises the first one; the others need not be retrieved
         else:
             self.future.cancel()
+
+    async def _come(self) -> None:
+        if self._turns is not None:
+            await self._turns.come(self._place)
 
     def _end_turn(self) -> None:
         if self._turns is not None:
