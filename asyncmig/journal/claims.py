@@ -92,7 +92,8 @@ class ClaimStore(ABC):
     def __init__(self, place: str, label: str) -> None:
         """`place`: the journal's name in errors. `label`: the name of this process in the errors of other
         processes."""
-        self.place, self._label = place, label
+        self.place: str = place
+        self._label = label
         self._holder = Holder.here(label)
         self._owned: dict[str, int] = {}
         """The token of each customer that a task of this process holds."""

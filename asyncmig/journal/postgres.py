@@ -17,7 +17,7 @@ order of their commits, and transactions cannot deadlock.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from typing import ClassVar, cast, final
@@ -124,7 +124,7 @@ class PostgresStore(ClaimStore):
     """
 
     __slots__ = ("_db", "_lease", "_patience", "_schema", "_seq", "_stopping")
-    DIALECT: ClassVar = {
+    DIALECT: ClassVar[Mapping[str, str]] = {
         "state": "state",
         "detail": "detail",
         "at": """to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')""",

@@ -18,7 +18,7 @@ write-ahead log needs shared memory. For several machines, use `asyncmig.distrib
 
 import logging
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
@@ -117,7 +117,7 @@ class SqliteStore(ClaimStore):
     """The SQLite connection of this process that writes; see `ClaimStore`."""
 
     __slots__ = ("_connect", "_db", "_identity", "_lease", "_now", "_path", "_renewed")
-    DIALECT: ClassVar = {
+    DIALECT: ClassVar[Mapping[str, str]] = {
         "state": "CAST(state AS BLOB)",
         "detail": "CAST(detail AS BLOB)",
         "at": "at",

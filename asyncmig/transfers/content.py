@@ -128,7 +128,7 @@ class Attempt:
         """The SHA-256 of the bytes read so far."""
         self._rest = memoryview(b"")
         self._given = 0
-        self.idle = asyncio.Event()
+        self.idle: asyncio.Event = asyncio.Event()
         """Set while nothing reads the content."""
         self.idle.set()
         self.failure: Exception | None = None

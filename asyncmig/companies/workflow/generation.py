@@ -1,6 +1,6 @@
 """The API generation "companies" as an implementation of `Generation`."""
 
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -19,12 +19,12 @@ from asyncmig.companies.workflow.record import Record, words_of
 from asyncmig.customers.catalog import has_ids
 from asyncmig.customers.decisions import Decision
 from asyncmig.customers.options import MigrationCall, MigrationOptions
-from asyncmig.customers.outcome import Outcome
+from asyncmig.customers.outcome import Outcome, Reviewed
 from asyncmig.customers.questions import NeedsAttention
-from asyncmig.customers.spec import Spec
+from asyncmig.customers.spec import HasNames, ResolvedSpec, Spec
 from asyncmig.customers.status import CustomerRecord, RemainingWork, RunUpdate
 from asyncmig.errors import InvalidInput, NotFound
-from asyncmig.journal import ClaimPort, JournalPort
+from asyncmig.journal import ClaimPort, JournalEvent, JournalPort
 from asyncmig.records.decisions import adopt_resource
 from asyncmig.records.record import customer_record, is_delivered, read_inputs
 
@@ -61,12 +61,6 @@ class CompaniesGeneration:
         routes.CREATE_UPLOAD.key,
         routes.START_IMPORT.key,
     )
-    recognizes = staticmethod(has_ids)
-    describe = staticmethod(words_of)
-    resolve = staticmethod(preparation.resolve)
-    catalogue_requests = staticmethod(preparation.catalogue_requests)
-    decide = staticmethod(decisions.decide_parked)
-    cancel = staticmethod(decisions.cancel)
 
     def migrate(
         self, context: SessionContext, claim: ClaimPort, call: MigrationCall
@@ -88,6 +82,18 @@ class CompaniesGeneration:
 
     def read(self, external_id: str, state: bytes) -> CustomerRecord:
         return customer_record(Record.read(external_id, state))
+
+    def recognizes(self, listed: object) -> bool | None:
+        return has_ids(listed)
+
+    def describe(self, event: JournalEvent) -> str:
+        return words_of(event)
+
+    async def resolve(self, context: SessionContext, specs: Sequence[Spec]) -> Sequence[ResolvedSpec]:
+        return await preparation.resolve(context, specs)
+
+    def catalogue_requests(self, customers: Iterable[HasNames]) -> Mapping[str, int]:
+        return preparation.catalogue_requests(customers)
 
     async def template_rules(self, context: SessionContext) -> Sequence[Template] | None:
         with suppress(NotFound):
@@ -133,6 +139,25 @@ class CompaniesGeneration:
 
     async def questions(self, context: SessionContext, record: CustomerRecord) -> NeedsAttention | None:
         return await decisions.look(context, cast(Record, record.details))
+
+    async def decide(
+        self,
+        context: SessionContext,
+        journal: JournalPort,
+        external_id: str,
+        decision: Decision,
+        *,
+        shown: NeedsAttention,
+        allow_destructive: bool = False,
+    ) -> Reviewed:
+        return await decisions.decide_parked(
+            context, journal, external_id, decision, shown=shown, allow_destructive=allow_destructive
+        )
+
+    async def cancel(
+        self, context: SessionContext, journal: JournalPort, external_id: str, *, reject_parked: bool = False
+    ) -> Outcome:
+        return await decisions.cancel(context, journal, external_id, reject_parked=reject_parked)
 
     async def adopt(self, journal: JournalPort, external_id: str, resource_id: str) -> str:
         return await adopt_resource(

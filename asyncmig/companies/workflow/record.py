@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import msgspec
 
+from asyncmig._core.endpoint import Endpoint
 from asyncmig.companies import routes
 from asyncmig.companies.uploads import Uploaded
 from asyncmig.companies.wire import Sheet
@@ -33,10 +34,10 @@ class ExportStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Record(BaseRecord, frozen=True, kw_only=True, gc=False):
     """The state of one migration, as the journal holds it. It is written before and after each change."""
 
-    API = "companies"
-    RESOURCE = "company"
-    DOWNLOAD = routes.DOWNLOAD
-    PUT_BYTES = routes.PUT_BYTES
+    API: ClassVar[str] = "companies"
+    RESOURCE: ClassVar[str] = "company"
+    DOWNLOAD: ClassVar[Endpoint] = routes.DOWNLOAD
+    PUT_BYTES: ClassVar[Endpoint] = routes.PUT_BYTES
 
     api: str = msgspec.field(default_factory=lambda: "companies")  # a factory, so that it is always written
     create_sent: bool = msgspec.field(name="creating", default=False)

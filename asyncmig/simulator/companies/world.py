@@ -400,4 +400,4 @@ class World(BaseWorld[Variants]):
         "GET /companies/{id}/export.csv": _download,
     }
     """The handler of each endpoint: a method that takes a request, the ids in its path, and `now`."""
-    routes = Routes(_handlers)
+    routes: Routes = Routes(_handlers)

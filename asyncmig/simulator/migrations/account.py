@@ -292,8 +292,6 @@ class Account(BaseWorld[Variants], ABC):
         self.scripts: Mapping[str, Script] = scripts or {}
         self.epoch: float = epoch
         self.plan: bool = plan
-        self.starts_beyond_three: int = 0
-        """Starts that were refused while the account's own runs took all places."""
         self.tokens: dict[str, tuple[Migration, File]] = {}
         """Signed URLs by their token."""
         self.links: dict[str, tuple[float, bytes, str]] = {}

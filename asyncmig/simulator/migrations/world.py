@@ -93,7 +93,9 @@ class World(Account):
     by external id. `epoch`: Unix seconds at second 0 of the clock. `plan`: False for an account that can only read.
     """
 
-    routes = Routes(_HANDLERS)
+    routes: Routes = Routes(_HANDLERS)
+    starts_beyond_three: int = 0
+    """Starts that were refused while the account's own runs took all places."""
 
     def migration(self, external_id: str) -> Migration:
         """Return the migration of a customer. Raises `KeyError` if there is none."""
