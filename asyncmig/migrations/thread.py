@@ -211,8 +211,9 @@ class ThreadStream:
             yield
         finally:
             del self._listeners[token]
-            if not self._listeners:
+            if listener not in self._listeners.values():  # tasks that wait for the same run share it
                 listener(StreamState.DISCONNECTED)
+            if not self._listeners:
                 with anyio.CancelScope(shield=True):
                     await self._stop()
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from itertools import pairwise
 
 import pytest
 
@@ -127,6 +128,24 @@ async def test_iterations_share_one_stream_and_each_gets_all(opens: Opens, accou
         whole, late, part = await asyncio.gather(texts(0, 0), texts(10, 0), texts(20, 11))
     assert whole == late == [str(second) for second in range(30)]
     assert part == whole[-len(part) :]
+    assert account.count("GET", "/thread/stream") == 1
+
+
+async def test_polls_are_frequent_again_after_a_wait_that_shared_the_stream_was_cancelled(
+    opens: Opens, account: Account
+) -> None:
+    account.steps["generate"] = [(300.0, {"status": "awaiting_approval"})]
+    async with opens() as migration:
+        run = await migration.generate()
+        iteration = asyncio.create_task(listed(migration))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(100.0):
+                await run.wait()
+        waits_again = account.now
+        assert isinstance(await run.wait(stream=False), Preview)
+        await iteration
+    reads = [at for at, method, path, _ in account.sent if method == "GET" and path.endswith("/runs/run-1")]
+    assert all(later - earlier < 40.0 for earlier, later in pairwise(at for at in reads if at > waits_again))
     assert account.count("GET", "/thread/stream") == 1
 
 
