@@ -12,11 +12,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Protocol, Self, TypeGuard, cast, final
 
-import anyio
 from aiolimiter import AsyncLimiter
 
 from asyncmig._core.arguments import checked_text
-from asyncmig._io.threads import begin, in_thread, wait_ended
+from asyncmig._io.threads import begin, finish, in_thread, wait_ended
 from asyncmig.customers.files import check_utf8, raise_unreadable, size_of
 from asyncmig.errors import InvalidInput
 
@@ -101,8 +100,8 @@ class Content:
             try:
                 yield attempt
             finally:
-                with anyio.CancelScope(shield=True):
-                    await attempt.idle.wait()
+                # Another task may still read the content, and a generator cannot be closed while it runs.
+                await finish(asyncio.ensure_future(attempt.idle.wait()))
 
 
 @final

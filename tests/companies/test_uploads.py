@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from inprocess import KEY, Fault, InProcess
 from asyncmig import BadRequest, InvalidInput, NoAnswer, Session, UnexpectedReply
 from asyncmig.companies import Company, Uploaded
 from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World, serve
+from asyncmig.transfers.content import content_of
 
 from .conftest import CLEAN, SOURCE, Opens
 
@@ -411,6 +414,52 @@ async def test_streams_that_were_opened_are_closed_whatever_happens(opens: Opens
         await company.upload(counted, name="a.csv", size=len(CONTENT))
         assert open_now == 0
     assert wire.open == 0
+
+
+class SlowFile(BytesIO):
+    """A file whose second read takes until `go` is set."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.go, self.reads, self.is_read = threading.Event(), 0, False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += size != 0
+        self.is_read = True
+        if self.reads == 2:
+            assert self.go.wait(10)
+        self.is_read = False
+        return super().read(size)
+
+
+async def test_an_upload_that_is_cancelled_twice_ends_after_the_thread_that_reads_its_file() -> None:
+    file = SlowFile(bytes(5_000_000))
+    content = content_of(file, name="a.csv", size=None)
+
+    async def send() -> None:
+        async with content.attempt(None, None) as sending:
+            reader = asyncio.create_task(drain(sending))
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                reader.cancel()  # as aiohttp does with the task that sends the body
+
+    async def drain(sending: AsyncIterator[bytes]) -> None:
+        async for _ in sending:
+            pass
+
+    upload = asyncio.create_task(send())
+    while file.reads < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    for _ in range(2):
+        upload.cancel()
+        await asyncio.sleep(0.001)
+    assert file.is_read
+    assert not upload.done()
+    file.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert not file.is_read
 
 
 def written(folder: Path, count: int) -> list[Path]:
