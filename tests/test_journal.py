@@ -483,6 +483,24 @@ def test_the_files_beside_a_journal_are_named_without_its_password(
     assert JournalPlace("WORKERS_JOURNAL").beside("last") == beside
 
 
+def test_a_program_and_the_commands_have_the_same_send_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("WORKERS_JOURNAL", "postgresql://me:hush@db.example:5433/migrations")
+    for place in (
+        "WORKERS_JOURNAL",
+        "postgresql://me:hush@db.example:5433/migrations",
+        "host=db.example password=hush",
+        str(tmp_path / "fleet.db"),
+    ):
+        send_log = open_journal(place).send_log
+        assert send_log == JournalPlace(place).beside("recent")
+        assert "hush" not in str(send_log)
+
+
+def test_journals_in_two_schemas_have_two_send_logs():
+    assert PostgresJournal("host=a").send_log != PostgresJournal("host=a", schema="other").send_log
+
+
 @pytest.mark.parametrize(
     "place",
     [

@@ -5,6 +5,8 @@ import hashlib
 import logging
 import math
 import os
+import re
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,15 +14,18 @@ from types import TracebackType
 from typing import Self, TypeVar, cast, final
 
 from asyncmig._core.run_table import RunStore
+from asyncmig._core.server_address import Server
 from asyncmig.errors import InvalidInput, JournalError
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row
 from asyncmig.journal.ports import Activity, Instruction, JournalEvent, JournalPort, Wanted
 from asyncmig.journal.writer import Op, Writer
 
-__all__ = ["EVENTS", "Claim", "DatabaseJournal", "state_folder"]
+__all__ = ["EVENTS", "SCHEMA", "Claim", "DatabaseJournal", "state_file"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger("asyncmig.journal")
+SCHEMA = "asyncmig"
+"""The default schema of a journal in PostgreSQL."""
 # The words in braces are parts of `ClaimStore.DIALECT`.
 _STATES = "SELECT external_id, {state} FROM companies WHERE state IS NOT NULL ORDER BY id"
 _STATE = "SELECT {state} FROM companies WHERE external_id = ?"
@@ -86,12 +91,16 @@ class Claim:
             _log.warning("%s", error)  # the error of the block, which may be a cancellation, takes precedence
 
 
-def state_folder() -> Path:
-    """Return the folder for the side files of journals that are given by URL; it may not exist yet.
+def state_file(server: Server, suffix: str, *, schema: str = SCHEMA) -> Path:
+    """Return the path of a file of this user that belongs to the journal on a server.
 
-    It is `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`).
+    It is in the folder `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`), which may not exist yet.
     """
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "asyncmig")
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "asyncmig")
+    place = str(server) if schema == SCHEMA else f"{server}#{schema}"
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{server.host}_{server.database}")[:80]
+    return folder / f"{name}_{digest}.{suffix}"
 
 
 class DatabaseJournal(JournalPort):
@@ -109,10 +118,9 @@ class DatabaseJournal(JournalPort):
         return f"<{type(self).__name__} {self._store.place}>"
 
     @property
+    @abstractmethod
     def send_log(self) -> Path:
-        """The send log of fleets that use this journal, in the user's state folder."""
-        digest = hashlib.sha256(self._store.place.encode()).hexdigest()[:12]
-        return state_folder() / f"{digest}.recent"
+        """The send log of fleets that use this journal; its folder may not exist yet."""
 
     async def __aenter__(self) -> Self:
         if self._read_only:
@@ -142,7 +150,7 @@ class DatabaseJournal(JournalPort):
             raise
 
     def _release_result(self, op: Op[ClaimedRow]) -> None:
-        """Queue the release of a claim. The operation that makes it may still be in the queue before."""
+        """Queue the release of the claim that `op` makes; `op` itself may still be in the queue."""
 
         def do(act: Callable[[ClaimedRow], None]) -> None:
             if op.result is not None:

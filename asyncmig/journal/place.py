@@ -1,9 +1,7 @@
 """The place of a journal as users name it: a file, the address of a PostgreSQL, or an environment variable with
 one."""
 
-import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -11,7 +9,7 @@ from typing import final
 from asyncmig._core.arguments import checked_call
 from asyncmig._core.server_address import Server, is_postgres, parse_server
 from asyncmig.errors import InvalidInput
-from asyncmig.journal.database import DatabaseJournal, state_folder
+from asyncmig.journal.database import DatabaseJournal, state_file
 from asyncmig.journal.lease import DURATION
 from asyncmig.journal.sqlite import Journal
 from asyncmig.journal.sqlite_file import check_is_path
@@ -61,15 +59,13 @@ class JournalPlace:
         return server is not None and self._variable is None and server.has_secret
 
     def beside(self, suffix: str) -> Path:
-        """Return the path of a file that belongs to the journal: beside its file, or for a database in
-        `state_folder`."""
+        """Return the path of a file that belongs to the journal: beside its file, or for a database a
+        `state_file`."""
         server = self.server
-        if server is None:
-            path = Path(self.text)
-            return path.parent / f"{path.name}.{suffix}"
-        digest = hashlib.sha256(str(server).encode()).hexdigest()[:12]
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{server.host}_{server.database}")[:80]
-        return state_folder() / f"{name}_{digest}.{suffix}"
+        if server is not None:
+            return state_file(server, suffix)
+        path = Path(self.text)
+        return path.parent / f"{path.name}.{suffix}"
 
     def __str__(self) -> str:
         return self.text

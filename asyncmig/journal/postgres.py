@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
+from pathlib import Path
 from typing import ClassVar, cast, final
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ from asyncmig._core.arguments import checked_call
 from asyncmig._core.run_table import Reach, RunStore
 from asyncmig.errors import CustomerHeld, JournalError, JournalNotFound
 from asyncmig.journal.claims import ClaimedRow, ClaimStore, Row, StatementResult, WriteOp
-from asyncmig.journal.database import EVENTS, DatabaseJournal
+from asyncmig.journal.database import EVENTS, SCHEMA, DatabaseJournal, state_file
 from asyncmig.journal.lease import DURATION, Holder, Lease
 from asyncmig.journal.ports import JournalEvent
 from asyncmig.journal.postgres_schema import PostgresSchema
@@ -70,7 +71,7 @@ class PostgresJournal(DatabaseJournal):
         self,
         conninfo: str,
         *,
-        schema: str = "asyncmig",
+        schema: str = SCHEMA,
         holder: str | None = None,
         lease: float = DURATION,
         read_only: bool = False,
@@ -79,6 +80,11 @@ class PostgresJournal(DatabaseJournal):
         self._schema = PostgresSchema(conninfo, schema)
         store = PostgresStore(self._schema, label=holder or "", lease=lease, patience=patience)
         super().__init__(store, lease=lease, read_only=read_only)
+
+    @property
+    def send_log(self) -> Path:
+        """The send log of fleets that use this journal, in the user's state folder."""
+        return state_file(self._schema.server, "recent", schema=self._schema.name)
 
     def run_slots(self, account: str) -> RunStore:
         """Return the run slots of an account, for all processes that use this journal."""

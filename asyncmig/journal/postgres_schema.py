@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg.sql import SQL, Identifier
 
-from asyncmig._core.server_address import parse_server
+from asyncmig._core.server_address import Server, parse_server
 from asyncmig.errors import InvalidInput, JournalError, JournalUnavailable
 
 __all__ = ["PostgresSchema"]
@@ -78,11 +78,11 @@ class PostgresSchema:
     Raises `InvalidInput` for an address or a schema name that PostgreSQL would not accept.
     """
 
-    __slots__ = ("_options", "_server", "_writable", "name", "text")
+    __slots__ = ("_options", "_writable", "name", "server", "text")
 
     def __init__(self, conninfo: str, name: str) -> None:
-        self._server = parse_server("conninfo", conninfo, "postgres")
-        parts = self._server.checked("conninfo", conninfo_to_dict)
+        self.server: Server = parse_server("conninfo", conninfo, "postgres")
+        parts = self.server.checked("conninfo", conninfo_to_dict)
         self.name: str = _checked_name(name)
         self._options = str(parts.get("options") or "")
         # Connect to the host that accepts writes. A standby that is being promoted counts as unavailable.
@@ -109,7 +109,7 @@ class PostgresSchema:
         path = re.sub(r"([\\\s])", r"\\\1", quoted)  # libpq splits at unescaped white space
         settings = f"-c search_path={path} -c idle_in_transaction_session_timeout=1000 -c lock_timeout=20000"
         return {
-            "conninfo": self._server.text,
+            "conninfo": self.server.text,
             "autocommit": True,
             "connect_timeout": 5,
             "tcp_user_timeout": 10_000,
@@ -123,7 +123,7 @@ class PostgresSchema:
 
     def explain(self, error: Exception) -> JournalError:
         """Return the error that callers see: `JournalUnavailable` if the same call may succeed later."""
-        self._server.scrub(error)
+        self.server.scrub(error)
         passes = isinstance(
             error,
             psycopg.OperationalError | psycopg.InterfaceError | psycopg.errors.ReadOnlySqlTransaction,
