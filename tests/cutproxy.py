@@ -17,7 +17,7 @@ class CutProxy:
         self.refuses = False
         """Whether connections are closed as soon as they are opened."""
         self.last_words = b""
-        """What passes to the server once, and then all connections break."""
+        """What passes to the server once. Its answer does not pass: all connections break instead."""
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None] | None] = set()
 
@@ -58,22 +58,33 @@ class CutProxy:
         with suppress(OSError):  # the server may be stopped
             there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
             self._writers |= {writer, back}
+            ending = asyncio.Event()  # whether the last words have passed on this connection
             try:
-                await asyncio.gather(self._pass(reader, back, to_server=True), self._pass(there, writer))
+                await asyncio.gather(
+                    self._pass_to_server(reader, back, ending), self._pass_to_client(there, writer, ending)
+                )
             finally:
                 self._writers -= {writer, back}
                 back.close()
 
-    async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, to_server: bool = False
+    async def _pass_to_server(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ending: asyncio.Event
     ) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
             writer.write(data)
-            if to_server and self.last_words and self.last_words in data:
+            if self.last_words and self.last_words in data:
                 self.last_words = b""
-                await writer.drain()
-                await asyncio.sleep(0.05)  # the server has it
+                ending.set()
+        writer.close()
+
+    async def _pass_to_client(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ending: asyncio.Event
+    ) -> None:
+        while data := await reader.read(65536):
+            await self.open.wait()
+            if ending.is_set():  # the server has answered the last words, so it has carried them out
                 self.break_off()
                 return
+            writer.write(data)
         writer.close()
