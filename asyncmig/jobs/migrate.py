@@ -126,6 +126,7 @@ async def migrate_claimed(
     An unexpected exception becomes a `Pending` outcome. Raises `JournalError`, and `CustomerHeld` if another process
     works on the customer.
     """
+    # `migrate` and fleets have checked the spec. A worker has not: the spec of its job comes from a queue.
     spec, refused = generations.check_spec(generation, call.spec)
     if refused is not None:
         return failed(spec, refused)
