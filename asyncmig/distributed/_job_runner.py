@@ -104,7 +104,7 @@ def worker_settings(
 
 
 @final
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)  # the functions may contain an address with a password
 class JobRunner:
     """The session and the journal of a worker, and the function that SAQ calls for each job."""
 

@@ -108,7 +108,7 @@ def _link_rules(column: ColumnSpec, *, enforces_all: bool) -> list[LinkRule]:
 
 def _templates(template_id: str) -> list[str]:
     """Return the templates of a link. A link may have several, and a discriminator in each row chooses one."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         slugs: object = json.loads(template_id)
         if isinstance(slugs, list):
             return [str(slug) for slug in cast("list[object]", slugs)]

@@ -23,7 +23,7 @@ _UNCHECKED = ("patternProperties",)
 
 
 class Pattern(Protocol):
-    """The used part of a pattern of the package google-re2, which has no type hints."""
+    """The methods of a pattern that are used. Its package, google-re2, has no type hints."""
 
     def fullmatch(self, text: bytes, /) -> object | None: ...
     def search(self, text: bytes, /) -> object | None: ...
@@ -47,7 +47,7 @@ def compiled_pattern(pattern: str) -> Pattern | str:
 
 
 class _Validator(Protocol):
-    """The used part of a validator of the package jsonschema, which has no type hints."""
+    """The method of a validator that is used. Its package, jsonschema, has no type hints."""
 
     def iter_errors(self, value: object, /) -> Iterator[object]: ...
 
@@ -63,9 +63,9 @@ class JsonSchema:
 
     validator: _Validator
     references_left: list[int]
-    """One number: how many references the check of the present cell may still follow."""
+    """One number, shared with the keywords: how many references the check of the current cell may still follow."""
     failure: str | None = None
-    """Why the last cell could not be checked that could not; None if all cells could be checked."""
+    """Why a cell could not be checked, of the last such cell; None if every cell could be checked."""
 
     def matches(self, cell: str) -> bool:
         """Return whether a cell contains JSON that the schema allows. True if that cannot be determined."""

@@ -316,10 +316,10 @@ class Simulator(Generic[A]):
 
 _WORDS: Mapping[type, str] = {
     str: "a name",
-    Schema: "of `asyncmig.simulator.Schema`",
-    Variants: "of `asyncmig.simulator.Variants`",
-    migrations.Schema: "of `asyncmig.simulator.migrations.Schema`",
-    migrations.Variants: "of `asyncmig.simulator.migrations.Variants`",
+    Schema: "an `asyncmig.simulator.Schema`",
+    Variants: "an `asyncmig.simulator.Variants`",
+    migrations.Schema: "an `asyncmig.simulator.migrations.Schema`",
+    migrations.Variants: "an `asyncmig.simulator.migrations.Variants`",
 }
 
 

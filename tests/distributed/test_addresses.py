@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_every_form_that_redis_takes_is_accepted_and_never_shown(url: str) -> No
     for each in (RedisWindow(url), MigrationQueue(url), queue):
         assert PW not in repr(each)
     assert PW not in repr(queue.redis)  # type: ignore[attr-defined]
+
+
+def test_the_settings_of_a_worker_can_be_shown_and_do_not_show_the_journal() -> None:
+    journal = partial(PostgresJournal, f"postgresql://user:{PW}@host/db")
+    told = worker_settings("redis://host", session=Session, journal=journal)  # type: ignore[arg-type]
+    assert PW not in repr(told)
 
 
 @pytest.mark.parametrize("conninfo", GOOD_POSTGRES)

@@ -123,6 +123,13 @@ async def test_every_rule_is_enforced_whatever_the_desired_rule_says(tmp_path: P
     assert lines(file, "link") == [2, 3]
 
 
+async def test_a_template_id_that_is_nested_too_deeply_as_json_is_a_name(tmp_path: Path) -> None:
+    link = Link(template_id="[" * 100_000, column_name="Email")
+    column = ColumnSpec(name="Owner", rule="link", links=(link,))
+    file = (await checked(tmp_path, contacts(column), contacts=["x"]))["contacts"]
+    assert file.notes == ("Owner: the link rule is not checked: no file has the column it points to",)
+
+
 PEOPLE = Template(id="people", name="People", columns=(ColumnSpec(name="Nick"), ColumnSpec(name="Key")))
 FIRMS = Template(id="firms", name="Firms", columns=(ColumnSpec(name="Short"), ColumnSpec(name="Key")))
 
