@@ -79,14 +79,13 @@ class AccountList:
             self._waiting -= 1
             if not self._waiting:
                 task.cancel()
+                self._task = None  # a task that calls meanwhile must not wait for a cancelled one
 
     async def _request(self, request: ListItems) -> None:
         try:
             self._items = await request()
         except NotFound:
             self._items = None
-        finally:
-            self._task = None
         self._at = asyncio.get_running_loop().time()
 
 

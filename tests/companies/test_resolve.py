@@ -147,3 +147,21 @@ async def test_a_canceled_customer_ends_no_read_that_another_waits_for(
         assert (resolved.spec.source, resolved.faults) == (SOURCE, ())
         await asyncio.gather(first, return_exceptions=True)
     assert world.ledger.requests[SOURCES] == 1
+
+
+async def test_a_customer_that_starts_while_the_read_of_a_canceled_one_ends_reads_again(
+    opens: Opens, customer: Customer, world: World
+) -> None:
+    async with opens() as session:
+        generation = generations.find("companies")
+        first = asyncio.ensure_future(
+            generation.resolve(context_of(session), [with_names(customer("one"), "HubSpot")])
+        )
+        await asyncio.sleep(0.05)
+        first.cancel()
+        second = asyncio.ensure_future(
+            generation.resolve(context_of(session), [with_names(customer("two"), "HubSpot")])
+        )
+        (resolved,) = await second
+        assert (resolved.spec.source, resolved.faults) == (SOURCE, ())
+        assert first.cancelled()
