@@ -1,4 +1,4 @@
-"""The frame of one customer's migration, which is the same in every API generation.
+"""The base class of all workflows: what the migration of a customer does in every API generation.
 
 check the input → the steps of the generation → record the outcome → perhaps start again
 """
