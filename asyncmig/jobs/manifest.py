@@ -178,7 +178,7 @@ def read_manifest(
 def read_defaults(path: Path) -> Mapping[str, object]:
     """Return the `[defaults]` of a manifest; empty if it has none or does not exist.
 
-    Raises `InvalidManifest` if its name ends in `.toml` and it cannot be parsed. It may have no customers yet.
+    Raises `InvalidManifest` if its name ends in `.toml` and it cannot be parsed. The manifest may list no customers.
     """
     if path.suffix.casefold() != ".toml" or not path.exists():
         return {}

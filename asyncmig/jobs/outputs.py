@@ -88,9 +88,8 @@ class OwnFiles:
         if side is None:
             return None
         base = path.with_name(side["journal"])
-        if (self._journal is not None and is_same(base, self._journal)) or _written_by_us(
-            base
-        ) == "a journal":
+        is_ours = self._journal is not None and is_same(base, self._journal)
+        if is_ours or _written_by_us(base) == "a journal":
             return "a file of a journal"
         return None
 

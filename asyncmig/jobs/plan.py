@@ -87,7 +87,8 @@ def forecast(
 ) -> Forecast:
     """Return when all of `under_way` will have ended, from the budgets and from the longest import so far.
 
-    `longest`: its seconds, because a fleet waits for its last import; None before the first end.
+    `longest`: how many seconds the longest import took, because a fleet waits for its last import; None until an
+    import has ended.
     """
     generation = generations.find(api)
     left: Counter[str] = Counter()

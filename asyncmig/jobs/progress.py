@@ -50,7 +50,7 @@ class LiveProgress:
         self._runs: dict[str, _Run] = {}
         self._seconds: deque[float] = deque(maxlen=_OBSERVED)
         self._changed = WeakValueDictionary[str, asyncio.Event]()
-        """The customers for whose next change somebody waits, who holds the event."""
+        """For each customer that a call of `news` waits for, the event of its next change, which the calls hold."""
 
     def take(self, event: Event) -> None:
         """Learn from an event."""

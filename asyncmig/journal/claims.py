@@ -81,7 +81,7 @@ class ClaimStore(ABC):
     - `state`, `detail`: these columns as bytes.
     - `at`: the time of an event as text.
     - `holder`: the columns of a holder for `lease_in`; the first one is its instance.
-    - `limit`: the parameter of a limit, for which None means all.
+    - `limit`: the parameter of `LIMIT`; None means all rows.
     - `events_of`: the join of a customer and its events, which reads no event of another customer.
     """
     _DATABASE_ERRORS: ClassVar[tuple[type[Exception], ...]]

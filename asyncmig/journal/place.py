@@ -59,8 +59,8 @@ class JournalPlace:
         return server is not None and self._variable is None and server.has_secret
 
     def beside(self, suffix: str) -> Path:
-        """Return the path of a file that belongs to the journal: beside its file, or for a database a
-        `state_file`."""
+        """Return the path of a file that belongs to the journal: beside a journal file, or `state_file` for a
+        database."""
         server = self.server
         if server is not None:
             return state_file(server, suffix)

@@ -104,9 +104,9 @@ _TEMPORARY = frozenset(
 
 
 def explain(error: Exception) -> str:
-    """Return a description of an error of SQLite or the operating system, followed by its own text.
+    """Return a description of an error of SQLite, followed by SQLite's own text, or the text of an `OSError`.
 
-    The text of the operating system alone, because its errors may name a temporary file.
+    The text of an `OSError` contains no file name, because that may be the name of a temporary file.
     """
     reason = _REASONS.get(_code(error))
     return f"{reason} ({error})" if reason else getattr(error, "strerror", None) or str(error)
