@@ -160,6 +160,8 @@ def test_a_gate_stays_on_its_loop() -> None:
     asyncio.run(take())
     with pytest.raises(UsageError, match="this Gate belongs to another event loop"):
         asyncio.run(take())
+    with pytest.raises(UsageError, match="a Gate is used inside a coroutine that asyncio runs"):
+        take().send(None)  # as another library than asyncio runs it
 
 
 async def test_a_fleet_is_used_inside_its_block(session: Session) -> None:

@@ -177,9 +177,7 @@ class Dispatcher:
         """
         if self._closed is not None:
             raise copy.copy(self._closed)
-        loop, limiter = asyncio.get_running_loop(), self.limiter
-        if loop is not self._loop:
-            running_loop("Gate", self._loop)
+        loop, limiter = running_loop("Gate", self._loop), self.limiter
         if self.waiters.count or self._is_reserving or limiter.burst < limiter.slots:
             return None
         now = self.now() if self._loop is None else loop.time()
