@@ -241,7 +241,7 @@ class Company:
         full_key: str | None = None,
         rank: float = 0.0,
     ) -> ExportOutcome:
-        """Write the company's rows to its destination: first a canary with the first row of each template, then all.
+        """Write the company's rows to its destination: first a canary (the first row of each template), then all.
 
         ```python
         exported = await company.export()

@@ -254,7 +254,7 @@ def _checked_files(files: object) -> list[Path | Uploaded]:
 
 
 def key_or_new(context: SessionContext, key: str | None, field: str = "idempotency_key") -> str:
-    """Return an idempotency key, or a new random one for None. Raises `InvalidInput` that names `field`."""
+    """Return `key`, or a new random key if it is None. Raises `InvalidInput`, naming `field`, for a wrong key."""
     return f"{context.rng.getrandbits(128):032x}" if key is None else checked_text(field, key)
 
 

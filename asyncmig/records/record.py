@@ -52,10 +52,11 @@ class BaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     API: ClassVar[str]
     """The API generation whose records these are."""
     VERSION: ClassVar[int] = 1
+    """The version of the record's format. Records of another version are not read."""
     RESOURCE: ClassVar[str]
-    """What a customer has on the server. The field `RESOURCE_id` has its id."""
+    """The kind of resource that a customer has on the server, such as `company`: `company_id` has its id."""
     DOWNLOAD: ClassVar[Endpoint]
-    """Named in the events of a repeated step if its error names no endpoint."""
+    """The endpoint that the events of a repeated step name if the error names none."""
     PUT_BYTES: ClassVar[Endpoint]
     """The endpoint that uploads bytes. Each of its requests has a URL of its own."""
 

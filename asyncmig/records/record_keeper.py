@@ -62,7 +62,7 @@ class _UnwrittenEntry(NamedTuple):
 
 @final
 class _Unwritten(dict[str, tuple[bytes | None, tuple[_UnwrittenEntry, ...]]]):
-    """By external id the entries that could not be written, and the state before them. One for a session."""
+    """The entries that could not be written and the state before them, by external id. Each session has one."""
 
 
 @final

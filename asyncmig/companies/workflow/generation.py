@@ -39,7 +39,7 @@ _STARTS_AT = {
     "running": 3,
     "deciding": 3,
 }
-"""The first of the requests in `requests_left` that is left at each step; after these steps, the last one."""
+"""The index, in `requests_left`, of the first request that a step still has to send. Later steps only download."""
 
 
 @final

@@ -97,7 +97,7 @@ class Preparation:
 
     async def _create(self, *, doubtful: bool) -> None:
         try:
-            company = await self._keeper.retry_while_away(self._created)
+            company = await self._keeper.retry_while_away(self._request_company)
         except (Conflict, BadRequest) as error:
             if doubtful or isinstance(error, Conflict):
                 raise _unknown(routes.CREATE_COMPANY, str(error)) from error
@@ -115,7 +115,7 @@ class Preparation:
             adopted=not company.is_new,  # a lost journal may have recorded an import of it
         )
 
-    async def _created(self) -> Company:
+    async def _request_company(self) -> Company:
         record = self._keeper.record
         try:
             return await Companies(self._context).create(
