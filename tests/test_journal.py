@@ -497,6 +497,21 @@ def test_a_program_and_the_commands_have_the_same_send_log(tmp_path: Path, monke
         assert "hush" not in str(send_log)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the database of users of POSIX")
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    import pwd
+
+    def no_entry(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    journal = open_journal("host=db.example")
+    with pytest.raises(InvalidInput, match=r"XDG_STATE_HOME.*no home directory"):
+        _ = journal.send_log
+
+
 def test_journals_in_two_schemas_have_two_send_logs():
     assert PostgresJournal("host=a").send_log != PostgresJournal("host=a", schema="other").send_log
 

@@ -94,9 +94,14 @@ class Claim:
 def state_file(server: Server, suffix: str, *, schema: str = SCHEMA) -> Path:
     """Return the path of a file of this user that belongs to the journal on a server.
 
-    It is in the folder `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`), which may not exist yet.
+    It is in the folder `asyncmig` in `$XDG_STATE_HOME` (default `~/.local/state`), which may not exist yet. Raises
+    `InvalidInput` if the variable is not set and the user has no home directory.
     """
-    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "asyncmig")
+    try:
+        folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "asyncmig")
+    except RuntimeError as error:
+        reason = "must name a folder, because this user has no home directory"
+        raise InvalidInput("XDG_STATE_HOME", "", reason) from error
     place = str(server) if schema == SCHEMA else f"{server}#{schema}"
     digest = hashlib.sha256(place.encode()).hexdigest()[:12]
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{server.host}_{server.database}")[:80]
