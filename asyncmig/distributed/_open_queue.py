@@ -11,11 +11,7 @@ from saq.job import TERMINAL_STATUSES, Job, Status
 from saq.utils import now
 
 from asyncmig._core.server_address import Server, parse_server
-from asyncmig.distributed._resilient_queue import (
-    ResilientQueue,
-    real_seconds,
-    sweeping,
-)
+from asyncmig.distributed._resilient_queue import ResilientQueue, real_seconds, sweeping
 
 __all__ = ["open_queue"]
 

@@ -23,13 +23,7 @@ from asyncmig._io.event_loop import loop_speed
 from asyncmig.distributed._connection_errors import place_of, reason_of
 from asyncmig.errors import QueueUnavailable
 
-__all__ = [
-    "RareWarnings",
-    "ResilientQueue",
-    "ServerClock",
-    "real_seconds",
-    "sweeping",
-]
+__all__ = ["RareWarnings", "ResilientQueue", "ServerClock", "real_seconds", "sweeping"]
 
 T = TypeVar("T")
 _log = logging.getLogger("asyncmig")
@@ -152,9 +146,8 @@ class ResilientQueue(Queue):
         `was_used`: whether the server was used before. Then it is certainly a server of the right kind.
         """
         try:
-            async with asyncio.timeout(
-                real_seconds(self.patience)
-            ):  # a step may wait until the server is available again
+            # Without a time-out, a step may wait until the server is available again.
+            async with asyncio.timeout(real_seconds(self.patience)):
                 return await step()
         except self.unavailable_errors as error:  # includes the time-out
             failure = self._unavailable(error, was_used=was_used)
