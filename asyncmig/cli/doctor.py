@@ -167,7 +167,7 @@ async def _journal(place: JournalPlace) -> Diagnosis:
             )
         return Diagnosis("journal", str(error), code_of_error(error))
     except OSError as error:
-        return Diagnosis("journal", f"{path} cannot be examined: {error.strerror or error}", USAGE)
+        return Diagnosis("journal", f"{place} cannot be examined: {error.strerror or error}", USAGE)
 
 
 async def _content(place: object, state: str, journal: DatabaseJournal) -> Diagnosis:

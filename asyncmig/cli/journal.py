@@ -139,9 +139,8 @@ async def _adopt(place: JournalPlace, external_id: str, resource_id: str, api: s
 
 
 async def _compact(journal: Journal) -> tuple[int, int]:
-    await journal.events(
-        limit=0
-    )  # raises `JournalError` if there is none; opening it for writing would create one
+    # Raises `JournalError` if there is no journal: opening it for writing would create one.
+    await journal.events(limit=0)
     return await journal.compact()
 
 

@@ -246,7 +246,7 @@ _AFTER: Mapping[str, str] = {
     "recorded": "The next run of the command continues the decided customers.",
     "continues": "The server continues the decided runs.",
     "gone": "The next run of the command reads what became of the runs that ask nothing any more.",
-    "ends": "The next run of the command records the customers whose runs were canceled or rejected as failed; "
+    "ends": "The next run of the command records the customers of canceled and rejected runs as failed; "
     "asyncmig retry begins new runs.",
 }
 """What becomes of decided customers."""

@@ -266,7 +266,9 @@ class _Recorder:
 
     def __init__(self, session: Session, options: Options) -> None:
         self._session, self._options, self._loop = session, options, asyncio.get_running_loop()
-        self._timeline = Timeline(began=self._loop.time(), window=options.rate.window)
+        limits = options.all_limits
+        rate = limits.key or limits.endpoint
+        self._timeline = Timeline(began=self._loop.time(), window=rate.window)
 
     @contextmanager
     def following(self) -> Generator[None]:
@@ -292,18 +294,18 @@ class _Recorder:
             f"The clock ran {options.speed:g} times as fast as the wall clock. All times are of that clock, so a "
             "delay of this computer counts this many times as well."
         )
-        page = ReportPage(
-            title=options.manifest.name,
-            previews=preview_links(options.out, rows, place),
-            rows=rows,
-            timeline=self._timeline,
-            budget=budget,
-            rate=None if is_named else limits.key or limits.endpoint,
-            by_key=limits.key is not None,
-            reason=reason,
-            notes=NOTES_OF_RUN if options.speed == 1 else (clock, *NOTES_OF_RUN),
-        )
         try:
+            page = ReportPage(
+                title=options.manifest.name,
+                previews=preview_links(options.out, rows, place),
+                rows=rows,
+                timeline=self._timeline,
+                budget=budget,
+                rate=None if is_named else limits.key or limits.endpoint,
+                by_key=limits.key is not None,
+                reason=reason,
+                notes=NOTES_OF_RUN if options.speed == 1 else (clock, *NOTES_OF_RUN),
+            )
             write_page(place, page)
         except OSError as error:
             _log.warning("%s cannot be written: %s", place, error)

@@ -209,7 +209,7 @@ def test_cancel_ends_the_customer_as_failed_and_retry_generates_anew(
     assert run(world, acme=GOOD).code == 5
     canceled = cli("review", "acme", "--cancel")
     assert canceled.code == 0
-    assert "records the customers whose runs were canceled or rejected as failed" in canceled.err
+    assert "records the customers of canceled and rejected runs as failed" in canceled.err
     assert "The server continues" not in canceled.err
     assert [run.status for run in world.migration("acme").runs] == ["canceled"]
     assert run(world, acme=GOOD).code == 3

@@ -1,6 +1,7 @@
 """The HTML report: well-formed, self-contained, and as safe as the text in it is not."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +157,37 @@ def test_a_report_without_a_place_is_refused_before_anything_is_sent(
 def test_a_browser_shows_it_without_a_complaint_or_a_request(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(render(page(30, text=HOSTILE)), encoding="utf-8")
     assert dom_of(tmp_path / "report.html", tmp_path).count(b'class="bar"') == 30
+
+
+def test_a_preview_that_cannot_be_examined_ends_no_run(
+    cli: Cli,
+    simulator: Simulator,
+    customers: Customers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_file = Path.is_file
+
+    def forbidden(path: Path) -> bool:
+        if path.name == "preview.html":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    at = ("--speed", SPEED, "--base-url", simulator.base_url)
+    result = cli("run", customers(acme=GOOD), *at, "--report", "run.html", "--json")
+    assert result.code == 0, result.err
+    assert "run.html cannot be written: [Errno 13] Permission denied" in result.err
+    assert json.loads(result.out.splitlines()[-1])["type"] == "Ended"
+    assert not (tmp_path / "run.html").exists()
+
+
+def test_requests_are_counted_in_the_window_of_the_given_limits(
+    cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path
+) -> None:
+    at = ("--speed", SPEED, "--base-url", simulator.base_url, "--limits", "endpoint=50/10m")
+    result = cli("run", customers(acme=GOOD), *at, "--report", "run.html")
+    assert result.code == 0, result.err
+    html = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert "Requests in each 10 min" in html
+    assert "The dashed line is the limit: 50 in 10 min 00 s for each endpoint" in html

@@ -79,7 +79,7 @@ def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
     assert cli("review", "acme", "--reject", "--wait").code == 3
     assert outcome(cli, "acme") == "failed"
     rejected = cli("review", "bolt", "--reject").err
-    assert "records the customers whose runs were canceled or rejected as failed" in rejected
+    assert "records the customers of canceled and rejected runs as failed" in rejected
     assert "The server continues" not in rejected
 
 

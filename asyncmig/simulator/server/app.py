@@ -25,7 +25,7 @@ _Handle = Callable[[Request, float], Reply]
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
-    """Return whether a log record is about something else than a request that aiohttp refuses with 400."""
+    """Return False for a log record about a malformed request, which aiohttp answers with 400 itself."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
