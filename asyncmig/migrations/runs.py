@@ -213,7 +213,7 @@ class Run:
         return (await self._watch.refresh()).value
 
     async def is_active(self) -> bool:
-        """Read the run now, and return whether this operation is in progress."""
+        """Read the run at once, without waiting for a poll. Return whether this operation is in progress."""
         if not self.id or self._watch.ended:
             return False
         try:

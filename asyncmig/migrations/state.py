@@ -35,7 +35,7 @@ _WORK = frozenset(
 
 
 async def once_known(step: Callable[[], Awaitable[T]], *, until: float) -> T:
-    """Return the result of `step`. Repeat it after a 404 before the time `until`: a new resource may not be known."""
+    """Return the result of `step`. After a 404, repeat it until the time `until`: the resource may be too new."""
     while True:
         try:
             return await step()
@@ -59,12 +59,12 @@ class MigrationState:
         """The last operation that this session started or opened."""
 
     def created(self, at: float) -> None:
-        """Report when the server has created the migration, on the loop's clock."""
+        """Report that the server created the migration at the time `at` of the loop's clock."""
         self._created_at = max(self._created_at, at)
 
     @property
     def known_by(self) -> float:
-        """The time at which the server knows the migration for certain, although it was just created."""
+        """The time of the loop's clock until which the server may not know the migration, because it is too new."""
         return self._created_at + routes.RUN.read_lag
 
     def stream(self, include: Include) -> ThreadStream:

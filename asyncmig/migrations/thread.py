@@ -199,7 +199,7 @@ class ThreadStream:
 
     @asynccontextmanager
     async def listening(self, listener: Listener, *, after: int) -> AsyncGenerator[None]:
-        """Call `listener` with each event from now on, at least with those after a sequence if this is the first."""
+        """Call `listener` with each new event. The first listener also gets the earlier ones after a sequence."""
         token = object()
         self._listeners[token] = listener
         if self._task is None:
