@@ -55,9 +55,6 @@ class Endpoint:
     largest_reply: int = LARGEST_REPLY
     """The limit of a reply, in bytes after decompression. Reading stops at the limit, and the answer counts as
     lost."""
-    stall_timeout: float = 0.0
-    """Seconds for which the server may send nothing in the middle of a body. Replaces a shorter `Timeouts.stall` of
-    the session."""
     quiet_for: float = 0.0
     """Seconds for which a live stream may send nothing. Unless it is 0, it replaces `Timeouts.stall`, and
     `Timeouts.min_rate` does not apply."""

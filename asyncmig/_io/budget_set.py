@@ -31,7 +31,7 @@ _FIRST_PAUSE = 1.0
 
 
 class BudgetSet:
-    """The requests that charge the same budgets, and may start a run. Has the same methods as `Dispatcher`."""
+    """The requests that charge the same budgets, and may start a run. A `Slot` uses it like a `Dispatcher`."""
 
     __slots__ = (
         "_dispatchers",
@@ -194,7 +194,7 @@ class BudgetSet:
         """
         charged = self._charged(headers)
         if charged is None:
-            self._slowest().limiter.refused += 1
+            self.slowest().limiter.refused += 1
             self._hold(retry_after)  # first, so that the next request does not take the slot
         for each, at in sorted(self._taken(sent_at), key=lambda taken: taken[0] is not charged):
             if each is charged:
@@ -260,50 +260,24 @@ class BudgetSet:
                 budget=self._name,
                 until=self._held_until,
                 seconds=self._held_until - now,
-                slots=self.slots,
-                burst=self.burst,
+                slots=self.slowest().slots,
+                burst=self.slowest().burst,
             )
         )
         asyncio.get_running_loop().call_at(until + TICK, self.turn)
 
     # Called by the gate
 
-    @property
-    def slots(self) -> int:
-        return self._slowest().slots
-
-    @property
-    def burst(self) -> int:
-        return self._slowest().burst
-
-    @property
-    def granted(self) -> int:
-        return self._slowest().granted
-
-    @property
-    def refused(self) -> int:
-        return self._slowest().refused
-
-    @property
-    def limit(self) -> int:
-        return self._slowest().limit
-
-    @property
-    def window(self) -> float:
-        return self._slowest().window
+    def slowest(self) -> Dispatcher:
+        """Return the dispatcher of the budget that allows the fewest requests in a time."""
+        return max(self._dispatchers, key=lambda each: each.window / each.slots)
 
     @property
     def held_until(self) -> float:
         return max(self._held_until, *(each.held_until for each in self._dispatchers))
 
-    def used(self) -> int:
-        return self._slowest().used()
-
     def waiting(self, lane: Lane) -> int:
         return self.waiters.waiting[lane]
-
-    def recent(self) -> list[float]:
-        return self._slowest().recent()
 
     def resume(self, recent: Iterable[float], held_for: float) -> None:
         """Send none of these requests for `held_for` seconds. `recent` is ignored: it concerns single budgets."""
@@ -314,9 +288,6 @@ class BudgetSet:
         raise UsageError(
             "these requests charge several budgets: set the limit of each, `session.budget(name).limit`"
         )
-
-    def _slowest(self) -> Dispatcher:
-        return max(self._dispatchers, key=lambda each: each.window / each.slots)
 
     def close(self, error: AsyncmigError) -> None:
         """End every wait, present and future, with a copy of `error`."""

@@ -293,8 +293,6 @@ class Caller:
         own, general = self._timeouts_by_endpoint.get(endpoint.key), self._timeouts
         if own is None and endpoint.quiet_for:
             return replace(general, stall=endpoint.quiet_for, min_rate=None)
-        if own is None and general.stall is not None and general.stall < endpoint.stall_timeout:
-            return replace(general, stall=endpoint.stall_timeout)
         return own or general
 
     def _slot(self, call: Call, route: "_Route", ticket: int | None) -> AbstractAsyncContextManager[Slot]:

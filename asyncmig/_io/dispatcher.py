@@ -96,6 +96,10 @@ class Dispatcher:
 
     # The state of the budget
 
+    def slowest(self) -> "Dispatcher":
+        """Return the dispatcher of the only budget; see `BudgetSet.slowest`."""
+        return self
+
     @property
     def slots(self) -> int:
         """The present estimate of W."""

@@ -246,7 +246,7 @@ class Gate:
     @property
     def limit(self) -> int:
         """The configured limit. A new value takes effect at once, and resets the estimates W and B."""
-        return self.dispatcher.limit
+        return self.dispatcher.slowest().limit
 
     @limit.setter
     def limit(self, limit: int) -> None:
@@ -259,7 +259,8 @@ class Gate:
 
         Slots become free a little later, because the window begins with the answer.
         """
-        return (self.dispatcher.window + MARGIN) / self.dispatcher.slots
+        slowest = self.dispatcher.slowest()
+        return (slowest.window + MARGIN) / slowest.slots
 
     def slot(
         self,
@@ -295,24 +296,24 @@ class Gate:
 
     def statistics(self) -> GateStatistics:
         """Return a snapshot."""
-        dispatcher, now = self.dispatcher, self.dispatcher.now()
+        dispatcher, slowest, now = self.dispatcher, self.dispatcher.slowest(), self.dispatcher.now()
         held = dispatcher.held_until
         return GateStatistics(
             name=self.name,
-            limit=dispatcher.limit,
-            window=dispatcher.window,
-            slots=dispatcher.slots,
-            burst=dispatcher.burst,
-            used=dispatcher.used(),
+            limit=slowest.limit,
+            window=slowest.window,
+            slots=slowest.slots,
+            burst=slowest.burst,
+            used=slowest.used(),
             waiting={lane.name: dispatcher.waiting(lane) for lane in Lane},
-            granted=dispatcher.granted,
-            refused=dispatcher.refused,
+            granted=slowest.granted,
+            refused=slowest.refused,
             held_until=held if held > now else None,
         )
 
     def recent(self) -> list[float]:
         """Return the ages in seconds of the answers of the last window, for the next process."""
-        return self.dispatcher.recent()
+        return self.dispatcher.slowest().recent()
 
     def keep_log(self, note: Note, hold: Callable[[float], None]) -> None:
         """From now on, call `note` for each change of a slot, and `hold` with the seconds of each hold."""

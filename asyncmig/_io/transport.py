@@ -22,7 +22,7 @@ class Timeouts:
     - `headers`: until the headers of the response are complete. It begins with the request or, if the request's body
       is streamed, at the end of the body.
     - `total`: until the whole response was read. It does not apply to uploads and downloads of files.
-    - `stall`: the longest time without a byte. An endpoint may allow more (`Endpoint.stall_timeout`).
+    - `stall`: the longest time without a byte. Live streams have a longer one (`Endpoint.quiet_for`).
     - `min_rate`: bytes per second. In every `rate_window` seconds, at least `min_rate * rate_window` bytes of a body
       must be transferred. The time in which this program produces or consumes the body does not count.
 
