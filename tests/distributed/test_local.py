@@ -1,10 +1,13 @@
 """Processes of one host that share a window without a server; some of them are killed or stopped."""
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,15 @@ def worker(folder: Path, count: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
 
 
+def stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Stop a process that does not hold the lock: otherwise the others would use their shares, not the budget."""
+    (path,) = folder.glob("*.budget")
+    with path.open("rb") as file, suppress(ChildProcessError):  # it may have ended
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
 @pytest.mark.parametrize("harm", [None, signal.SIGKILL, signal.SIGSTOP])
 def test_four_processes_send_what_one_may_whatever_happens_to_one(
     tmp_path: Path, harm: signal.Signals | None
@@ -52,7 +64,9 @@ def test_four_processes_send_what_one_may_whatever_happens_to_one(
     processes = [worker(tmp_path, 20) for _ in range(4)]
     assert processes[0].stdout is not None
     first = processes[0].stdout.readline()
-    if harm is not None:
+    if harm is signal.SIGSTOP:
+        stop(processes[0], tmp_path)
+    elif harm is not None:
         processes[0].send_signal(harm)
     lines = [first] + [
         line for each in processes[1:] for line in each.communicate(timeout=100)[0].splitlines()
