@@ -1,4 +1,7 @@
-"""The commands. Each parses its options, calls the library and prints the result."""
+"""The command line: it registers every command, and has `run`, `retry`, `report` and `review` itself.
+
+A command parses its options, calls the library and prints the result.
+"""
 
 import asyncio
 import logging

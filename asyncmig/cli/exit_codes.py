@@ -88,7 +88,7 @@ def code_of_error(error: Exception) -> int:
 def report_error(error: Exception | BaseExceptionGroup[BaseException], words: Console) -> int:
     """Print the errors that ended a command, a line each, and return the exit code; raise errors that are bugs.
 
-    The exit code of several errors is the first of 4, 75 and 6, and then the highest.
+    For several errors, the exit code is the first of 4, 75 and 6 that one of them has, otherwise the highest.
     """
     errors = list(_leaves(error))
     if any(isinstance(each, KeyboardInterrupt) for each in errors):

@@ -55,7 +55,7 @@ def setting_option(
 ) -> OptionInfo:
     """Return the option of a setting. An environment variable can also set it, unless `name` is None.
 
-    `least`: the smallest number. `parse`: makes the value of the text; raises `InvalidInput`.
+    `least`: the smallest number. `parse`: turns the text into the value. Raises `InvalidInput`.
     """
 
     def parser(text: object) -> object:

@@ -218,7 +218,7 @@ def _read_budgets(
 
 
 def _print_budgets(data: Console, budgets: Sequence[BudgetStatus], *, as_json: bool = False) -> None:
-    """Print a line for each budget; nothing for people if there are none."""
+    """Print a line for each budget; nothing if there are none."""
     if as_json:
         for each in budgets:
             print_line({"schema": SCHEMA, **msgspec.structs.asdict(each)})
