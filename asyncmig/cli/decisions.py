@@ -120,6 +120,9 @@ def _answer(text: str, shown: NeedsAttention) -> tuple[str, str | Custom]:
     name, equals, choice = text.partition("=")
     if not equals:
         raise InvalidInput("--answer", text, "must look like QUESTION=OPTION")
+    ids = [question.id for question in shown.questions]
+    if name not in ids:
+        raise InvalidInput("--answer", name, f"is not a question of this run, which asks {ids}")
     for question in shown.questions:
         if question.id != name:
             continue

@@ -135,7 +135,7 @@ def test_a_label_without_regard_to_case_and_a_number_are_answers(
         (("acme", "--approve"), "the run asks questions. Give one of --answer, --cancel, --reject"),
         (("acme", "--change", "x"), "the run asks questions"),
         (("acme", "--answer", "q1=GBP"), "is not one of"),
-        (("acme", "--answer", "q9=EUR"), "is not a question of this run"),
+        (("acme", "--answer", "q9=EUR"), "--answer 'q9' is not a question of this run"),
         (("bolt", "--answer", "q1=EUR"), "waits for the approval of its preview"),
         (("bolt", "--approve", "--cancel"), "cannot be combined with"),
         (("cafe", "--credentials", "NOT_SET"), "this environment variable is not set"),
