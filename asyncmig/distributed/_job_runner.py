@@ -8,12 +8,11 @@ it stops.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, cast, final
 
-import anyio
 import msgspec
 from saq.job import Job, Status
 from saq.types import Context
@@ -279,9 +278,11 @@ async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], boo
     """
     queue = cast("ResilientQueue", job.get_queue())
     while True:
-        with anyio.move_on_after(real_seconds(job.heartbeat / 3)):
-            await done.wait()
-            return
+        with suppress(TimeoutError):
+            # `move_on_after` of older versions of anyio can lose a cancellation.
+            async with asyncio.timeout(real_seconds(job.heartbeat / 3)):
+                await done.wait()
+                return
         try:
             stored = await queue.stored(job)
             if stored is None:

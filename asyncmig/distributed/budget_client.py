@@ -10,11 +10,10 @@ a store that was unavailable or has lost data.
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, final
 from uuid import uuid4
-
-import anyio
 
 from asyncmig._core.limits import RateHeaders
 from asyncmig._io.dispatcher import TICK
@@ -215,8 +214,10 @@ class BudgetClient:
         early = ask_at - now > TICK
         if early and not self._outbox:
             self._wakeup.clear()
-            with anyio.move_on_after(ask_at - now):
-                await self._wakeup.wait()
+            with suppress(TimeoutError):
+                # `move_on_after` of older versions of anyio can lose a cancellation.
+                async with asyncio.timeout(ask_at - now):
+                    await self._wakeup.wait()
             return
         want = uuid4().hex if self._consumer.is_waiting() and not early else None
         try:

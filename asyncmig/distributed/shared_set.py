@@ -7,10 +7,9 @@ store is unavailable, the dispatchers grant slots from the share of this process
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import final
 from uuid import uuid4
-
-import anyio
 
 from asyncmig._core.endpoint import Lane
 from asyncmig._io.budget_set import BudgetSet
@@ -96,8 +95,10 @@ class SharedBudgetSet(BudgetSet):
                 now = asyncio.get_running_loop().time()
                 at = self._may_ask_at(head, now)
                 if at - now > TICK:
-                    with anyio.move_on_after(at - now):
-                        await self._wakeup.wait()
+                    with suppress(TimeoutError):
+                        # `move_on_after` of older versions of anyio can lose a cancellation.
+                        async with asyncio.timeout(at - now):
+                            await self._wakeup.wait()
                 else:
                     await self._ask(head, now)
         finally:

@@ -52,7 +52,12 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:
     """Stop a process that does not hold the lock: otherwise the others would use their shares, not the budget."""
     (path,) = folder.glob("*.budget")
     with path.open("rb") as file, suppress(ChildProcessError):  # it may have ended
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # a call that blocks would return just after the process got a slot
+                time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
