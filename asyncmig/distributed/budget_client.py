@@ -32,6 +32,8 @@ _MOST_LOSSES = 8
 requests."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
 """Real seconds between attempts while offline. Within the longest pause, every process makes one."""
+_SETTLE = 2.0
+"""Seconds after a loss of data in which the store may not know the slots of all processes: `SETTLE` in window.lua."""
 _FINAL_REPORT_TIMEOUT = 1.0
 """Real seconds for the last reports when the client closes."""
 
@@ -93,11 +95,14 @@ class BudgetClient:
         "_outbox",
         "_pause",
         "_sent",
+        "_settled_at",
         "_speed",
         "_store",
         "_task",
         "_timeout",
         "_unconfirmed",
+        "_used",
+        "_used_at",
         "_wakeup",
         "_window",
         "ask_at",
@@ -134,6 +139,9 @@ class BudgetClient:
         self._pause = 0.0
         self._last_reply: BudgetReply | None = None
         self._last_reply_at = float("-inf")
+        self._used, self._used_at = 0, float("-inf")
+        """The number of slots of all processes, and when a store that had settled reported it."""
+        self._settled_at = float("-inf")
         self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
         self._outbox: list[SlotReport] = self._past_reports(now)
 
@@ -245,8 +253,11 @@ class BudgetClient:
         """Remember a reply. Raises `ConnectionError` if the store has lost its data `_MOST_LOSSES` times."""
         now, before = asyncio.get_running_loop().time(), self._last_reply
         if reply.lost and before is not None:
-            self._outbox.insert(0, SlotReport(str(before.used), "used_before", now - self._last_reply_at))
+            self._outbox.insert(0, SlotReport(str(self._used), "used_before", now - self._used_at))
             self._losses.append(now)
+            self._settled_at = now + _SETTLE
+        if now >= self._settled_at:
+            self._used, self._used_at = reply.used, now
         self._last_reply, self._last_reply_at = reply, now
         if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:
             raise ConnectionError("it lost its data several times")

@@ -1,6 +1,7 @@
 """Gates of several processes before one budget: order, cancellation, outages; on a virtual clock."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from random import Random
@@ -10,7 +11,7 @@ from gateload import Load, most_in_a_window
 from sharedstore import Store
 
 from asyncmig import Gate, Lane, SessionClosed, WaitTooLong
-from asyncmig.distributed.budget_store import SharedBudgets
+from asyncmig.distributed.budget_store import BudgetReply, SharedBudgets, SlotReport
 from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.events import AttemptFailed, Events, Held, SharedWindowFound, SharedWindowLost
 from asyncmig.simulator.server.limits import SlidingLog
@@ -265,3 +266,33 @@ async def test_a_store_that_stays_away_is_told_now_and_then() -> None:
     assert all(later.at - earlier.at >= 15.0 for earlier, later in pairwise(failures))
     assert {event.endpoint for event in failures} == {"shared window of GET /x"}
     await one.aclose()
+
+
+class Forgetful(Store):
+    """A store with scripted replies, which keeps the counts of slots that its client reports after a loss."""
+
+    def __init__(self, *replies: BudgetReply) -> None:
+        super().__init__()
+        self.left, self.used_before = list(replies), list[str]()
+
+    def budgets(self, *args: object, **options: object) -> "Forgetful":  # type: ignore[override]
+        return self
+
+    async def exchange(self, reports: Sequence[Sequence[SlotReport]], want: str | None) -> list[BudgetReply]:
+        self.used_before += [each.slot for each in reports[0] if each.event == "used_before"]
+        return [self.left.pop(0) if len(self.left) > 1 else self.left[0]]
+
+
+async def test_a_second_loss_soon_after_the_first_reports_what_was_used_before_both() -> None:
+    reply = partial(BudgetReply, slots=100, burst=100, clients=3)
+    store = Forgetful(
+        reply(granted=True, used=10, epoch="a"),
+        reply(lost=True, used=1, epoch="b"),
+        reply(lost=True, used=1, epoch="c"),
+        reply(granted=True, used=10, epoch="c"),
+    )
+    one = gate(store)
+    await use(one)
+    await use(one)
+    await one.aclose()
+    assert store.used_before == ["10", "10"]
