@@ -56,8 +56,9 @@ def stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # a call that blocks would return just after the process got a slot
+            except BlockingIOError:
                 time.sleep(0.001)
+        time.sleep(0.05)  # so that it has sent the request for which it got a slot just now
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
