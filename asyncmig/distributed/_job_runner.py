@@ -279,7 +279,6 @@ async def _heartbeat(job: Job, done: asyncio.Event, *, on_lost: Callable[[], boo
     queue = cast("ResilientQueue", job.get_queue())
     while True:
         with suppress(TimeoutError):
-            # `move_on_after` of older versions of anyio can lose a cancellation.
             async with asyncio.timeout(real_seconds(job.heartbeat / 3)):
                 await done.wait()
                 return

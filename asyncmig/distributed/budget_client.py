@@ -223,7 +223,6 @@ class BudgetClient:
         if early and not self._outbox:
             self._wakeup.clear()
             with suppress(TimeoutError):
-                # `move_on_after` of older versions of anyio can lose a cancellation.
                 async with asyncio.timeout(ask_at - now):
                     await self._wakeup.wait()
             return

@@ -96,7 +96,6 @@ class SharedBudgetSet(BudgetSet):
                 at = self._may_ask_at(head, now)
                 if at - now > TICK:
                     with suppress(TimeoutError):
-                        # `move_on_after` of older versions of anyio can lose a cancellation.
                         async with asyncio.timeout(at - now):
                             await self._wakeup.wait()
                 else:
