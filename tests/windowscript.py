@@ -31,6 +31,13 @@ class Turn:
     lost: bool = False
 
 
+def empty(url: str, prefix: str) -> None:
+    """Lose the data of all budgets whose keys begin with `prefix`."""
+    client = redis.Redis.from_url(url)
+    if keys := client.keys(f"{prefix}:*"):
+        client.delete(*keys)
+
+
 class Script:
     """One budget in a real Redis, on a clock of the test's own."""
 
@@ -103,14 +110,14 @@ def together(
 class ScriptedWindow:
     """The shared window of one process: the script in a real Redis, on the clock of the running loop.
 
-    Once `life` has died, it answers nothing. Each exchange takes `LATENCY` seconds of the loop.
+    Once `life` has died, it answers nothing. Each exchange takes `latency` seconds of the loop.
     """
 
-    LATENCY = 0.005
+    processes = 4
 
-    def __init__(self, url: str, prefix: str, runs: RunStore, life: Life, *, processes: int = 4) -> None:
+    def __init__(self, url: str, prefix: str, runs: RunStore, life: Life, *, latency: float = 0.005) -> None:
         self._redis, self._prefix, self._runs, self.life = redis.Redis.from_url(url), prefix, runs, life
-        self.processes, self.client = processes, uuid4().hex
+        self.latency, self.client = latency, uuid4().hex
         self.script: Any = self._redis.register_script(SCRIPT)
 
     def budgets(
@@ -142,7 +149,7 @@ class ScriptedBudgets:
         self, reports: Sequence[Sequence[SlotReport]], want: str | None
     ) -> Sequence[BudgetReply]:
         async with self._window.life.point("exchange"):
-            await asyncio.sleep(self._window.LATENCY)
+            await asyncio.sleep(self._window.latency)
             now = asyncio.get_running_loop().time()
             settings = (self._window.client, self._timeout, 1.0, 0.5, want or "", now)
             arguments: list[object] = [*settings, name_of_set(self._budgets)]

@@ -20,22 +20,27 @@ from asyncmig._io.dispatcher import TICK
 from asyncmig._io.event_loop import loop_speed, start_task
 from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SharedBudgets, SlotEvent, SlotReport
 
-__all__ = ["ASKS_PER_WINDOW", "SHORTEST_WAIT", "BudgetClient", "SlotConsumer"]
+__all__ = ["BudgetClient", "SlotConsumer", "next_attempt"]
 
 _MARGIN = 0.05
 """Seconds for which a slot is remembered after the end of its window."""
-ASKS_PER_WINDOW = 12
+_ASKS_PER_WINDOW = 12
 """The least number of attempts to get a slot in a window, because another process may have returned one unused."""
-SHORTEST_WAIT = 0.001
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.001, 5.0
+"""Seconds between two attempts. After a loss of data, the store grants no slot for at least the longest wait, so that
+all waiting clients report again: `settle_time` in window.lua."""
 _MOST_LOSSES = 8
 """After so many losses of data within one window, a store counts as unavailable, because each loss pauses
 requests."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 1.0
 """Real seconds between attempts while offline. Within the longest pause, every process makes one."""
-_SETTLE = 2.0
-"""Seconds after a loss of data in which the store may not know the slots of all processes: `SETTLE` in window.lua."""
 _FINAL_REPORT_TIMEOUT = 1.0
 """Real seconds for the last reports when the client closes."""
+
+
+def next_attempt(wait: float, window: float) -> float:
+    """Return the seconds until the next attempt to get a slot, if the store expects one in `wait` seconds."""
+    return min(max(wait, _SHORTEST_WAIT), window / _ASKS_PER_WINDOW, _LONGEST_WAIT)
 
 
 class SlotConsumer(Protocol):
@@ -140,7 +145,8 @@ class BudgetClient:
         self._last_reply: BudgetReply | None = None
         self._last_reply_at = float("-inf")
         self._used, self._used_at = 0, float("-inf")
-        """The number of slots of all processes, and when a store that had settled reported it."""
+        """The number of slots of all processes, and when the store reported it. After a loss of data, a lower number
+        may lack slots that are not reported again yet."""
         self._settled_at = float("-inf")
         self._losses: deque[float] = deque(maxlen=_MOST_LOSSES)
         self._outbox: list[SlotReport] = self._past_reports(now)
@@ -236,7 +242,7 @@ class BudgetClient:
         if reply.lost or want is None:
             return
         if not reply.granted:
-            self.ask_at = loop.time() + min(max(reply.wait, SHORTEST_WAIT), self._window / ASKS_PER_WINDOW)
+            self.ask_at = loop.time() + next_attempt(reply.wait, self._window)
         elif loop.time() - now > self._timeout / 2 or not self._consumer.grant_slot(want):
             # No request waits any more, or this process was suspended so long that the slot may count as lost.
             self.report(want, "unsent", loop.time())
@@ -254,8 +260,8 @@ class BudgetClient:
         if reply.lost and before is not None:
             self._outbox.insert(0, SlotReport(str(self._used), "used_before", now - self._used_at))
             self._losses.append(now)
-            self._settled_at = now + _SETTLE
-        if now >= self._settled_at:
+            self._settled_at = now + reply.held
+        if now >= self._settled_at or reply.used >= self._used:
             self._used, self._used_at = reply.used, now
         self._last_reply, self._last_reply_at = reply, now
         if len(self._losses) == _MOST_LOSSES and self._losses[0] > now - self._window:

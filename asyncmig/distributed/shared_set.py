@@ -17,7 +17,7 @@ from asyncmig._io.dispatcher import TICK, Dispatcher
 from asyncmig._io.event_loop import start_task
 from asyncmig._io.run_slots import RunSlots
 from asyncmig._io.waiters import Head
-from asyncmig.distributed.budget_client import ASKS_PER_WINDOW, SHORTEST_WAIT
+from asyncmig.distributed.budget_client import next_attempt
 from asyncmig.distributed.budget_store import BudgetReply, BudgetStore, SharedBudgets, name_of_set
 from asyncmig.distributed.shared_dispatcher import RECHECK, SharedDispatcher
 from asyncmig.events import Events
@@ -157,8 +157,8 @@ class SharedBudgetSet(BudgetSet):
         wait, window = max(
             (reply.wait, each.window) for reply, each in zip(replies, self._members, strict=True)
         )
-        wait = max(wait, SHORTEST_WAIT)
-        self._ready_at, self._ask_at = now + wait, now + min(wait, window / ASKS_PER_WINDOW)
+        self._ask_at = now + next_attempt(wait, window)
+        self._ready_at = max(self._ask_at, now + wait)
 
     async def _exchange(self, slot: str) -> Sequence[BudgetReply] | None:
         """Ask for a slot of each budget. If the store does not answer, all members go offline."""

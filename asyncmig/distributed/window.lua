@@ -30,9 +30,10 @@
 --
 -- Redis can lose this state, a part of it, or its latest writes: by FLUSHALL, a restart, an eviction or a failover. Each
 -- client therefore reports the epoch and the turn of the last reply that it received. If they do not match, or if a key
--- has not as many entries as were written to it, a new epoch begins. Then no slot is granted for `SETTLE` seconds, and
--- each client of an earlier epoch must report its slots again. Slots have names, so no slot counts twice. Some clients
--- may not report in time. The others report how many slots were taken in total, and the script adds the difference.
+-- has not as many entries as were written to it, a new epoch begins. Then no slot is granted for `settle_time` seconds,
+-- and each client of an earlier epoch must report its slots again. Slots have names, so no slot counts twice. A client
+-- that waits for no slot does not report in time. The others report how many slots were taken in total, and the script
+-- adds the difference.
 
 local client, timeout, speed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local random, want, set = tonumber(ARGV[4]), ARGV[5], ARGV[7]
@@ -41,7 +42,8 @@ local limit, window, STATE, SLOTS, UNANSWERED, ACCEPTED  -- of the present budge
 
 local MARGIN, SPREAD, FEWEST_UNPROVEN, PROVEN, MOST_PATIENCE = 0.05, 0.02, 4, 90, 16
 local LONGEST_PROBE_WAIT, LAPSE, SHORT_WINDOW = 8, 10, 120
-local SETTLE = 2       -- seconds in which clients report their slots again after a loss of data
+local LONGEST_WAIT, ASKS_PER_WINDOW = 5, 12  -- a waiting client asks at least so often; see budget_client.py
+local DELAY = 2        -- seconds by which a client may ask later
 local RECHECK = 0.25   -- seconds until another attempt, if the next slot depends on an answer to another client
 local LISTED = 600     -- seconds without a message after which a client is not counted any more
 local OPEN, HOLD, PROBE = 0, 1, 2
@@ -91,8 +93,13 @@ local function begin_epoch(now)
   s.settled_at, s.used, s.used_at, s.granted_before = NEVER, 0, NEVER, 0
 end
 
+-- Returns the seconds in which each client that waits for a slot asks once.
+local function settle_time()
+  return math.min(LONGEST_WAIT, window / ASKS_PER_WINDOW) + DELAY
+end
+
 local function settle(now)
-  s.settled_at = now + SETTLE
+  s.settled_at = now + settle_time()
   s.held_until = math.max(s.held_until, s.settled_at)
 end
 
@@ -345,10 +352,10 @@ end
 
 function handlers.last_seen() end  -- `read_budgets` reads it
 
--- Adds slots for the clients that did not report again.
+-- Adds slots for the clients that did not report again. Their answers arrived before the loss: a later one is reported.
 local function fill_up(now)
   local missing = s.used - (redis.call("ZCARD", SLOTS) - s.granted_before)
-  local free_at = s.used_at + window + MARGIN
+  local free_at = math.min(s.used_at + timeout, s.settled_at - settle_time()) + window + MARGIN
   for i = 1, free_at > now and missing or 0 do
     redis.call("ZADD", SLOTS, free_at, s.epoch .. "/" .. i)
   end

@@ -12,6 +12,7 @@ import redis
 from gateload import Load, most_in_a_window
 from inprocess import BASE_URL, KEY, InProcess
 from servers import RedisServer
+from windowscript import empty
 
 from asyncmig import Gate, InvalidInput, Session
 from asyncmig.distributed.budget_store import SharedBudgets
@@ -88,31 +89,6 @@ def test_a_redis_that_is_killed_is_done_without_and_found_again(tmp_path: Path) 
         run(main())
     finally:
         server.stop()
-
-
-def empty(url: str, prefix: str) -> None:
-    client = redis.Redis.from_url(url)
-    if keys := client.keys(f"{prefix}:*"):
-        client.delete(*keys)  # in one command: a script that runs between two would see a part of the data
-
-
-def test_a_redis_that_is_emptied_again_and_again_lets_nobody_send_too_much(
-    redis_url: str, prefix: str
-) -> None:
-    async def main() -> None:
-        load = Load(SlidingLog(20, count_rejects=True), Random(1))
-        windows = [RedisWindow(redis_url, prefix=prefix) for _ in range(3)]
-        gates = [gate(window, limit=20) for window in windows]
-        calls = asyncio.gather(*(load.call(one) for one in gates for _ in range(18)))
-        for done in (3, 6, 9, 25, 27):
-            await until(lambda done=done: len(load.done_at) >= done)  # type: ignore[misc]
-            empty(redis_url, prefix)
-        await calls
-        await asyncio.gather(*map(close, gates, windows))
-        assert load.refused == 0
-        assert most_in_a_window(load.spans, 60.0) <= 20
-
-    run(main())
 
 
 @pytest.mark.parametrize("lost", [False, True])

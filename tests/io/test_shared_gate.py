@@ -287,8 +287,8 @@ async def test_a_second_loss_soon_after_the_first_reports_what_was_used_before_b
     reply = partial(BudgetReply, slots=100, burst=100, clients=3)
     store = Forgetful(
         reply(granted=True, used=10, epoch="a"),
-        reply(lost=True, used=1, epoch="b"),
-        reply(lost=True, used=1, epoch="c"),
+        reply(lost=True, used=1, held=7.0, epoch="b"),
+        reply(lost=True, used=1, held=7.0, epoch="c"),
         reply(granted=True, used=10, epoch="c"),
     )
     one = gate(store)
@@ -296,3 +296,19 @@ async def test_a_second_loss_soon_after_the_first_reports_what_was_used_before_b
     await use(one)
     await one.aclose()
     assert store.used_before == ["10", "10"]
+
+
+async def test_slots_that_others_took_after_the_first_loss_count_at_the_second() -> None:
+    reply = partial(BudgetReply, slots=100, burst=100, clients=3)
+    store = Forgetful(
+        reply(granted=True, used=10, epoch="a"),
+        reply(lost=True, used=1, held=7.0, epoch="b"),
+        reply(granted=True, used=12, epoch="b"),
+        reply(lost=True, used=1, held=7.0, epoch="c"),
+        reply(granted=True, used=12, epoch="c"),
+    )
+    one = gate(store)
+    for _ in range(3):
+        await use(one)
+    await one.aclose()
+    assert store.used_before == ["10", "12"]
