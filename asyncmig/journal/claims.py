@@ -74,7 +74,7 @@ class ClaimStore(ABC):
     methods in the writer's thread only.
     """
 
-    __slots__ = ("_holder", "_label", "_new", "_owned", "place")
+    __slots__ = ("_holder", "_is_registered", "_label", "_new", "_owned", "place")
     DIALECT: ClassVar[Mapping[str, str]]
     """The parts of queries in which the databases differ.
 
@@ -99,6 +99,8 @@ class ClaimStore(ABC):
         """The token of each customer that a task of this process holds."""
         self._new: dict[str, int] = {}
         """The tokens of the current transaction; `_owned` gets them after the commit."""
+        self._is_registered = False
+        """Whether the current transaction has registered this holder."""
 
     # The dialect
 
@@ -173,12 +175,22 @@ class ClaimStore(ABC):
     def _apply(self, ops: Sequence[WriteOp]) -> None:
         """Run each operation; one that fails by itself has no effect."""
         self._new.clear()
-        for op in ops:
-            try:
-                with self._savepoint():
+        self._attempt(ops)
+
+    def _attempt(self, ops: Sequence[WriteOp]) -> None:
+        """Run operations together, and if one of them fails, again each by itself."""
+        new, self._is_registered = self._new.copy(), False
+        try:
+            with self._savepoint():
+                for op in ops:
                     op.attempt()
-            except self._OP_ERRORS as error:
-                op.fail(self._explain(error))
+        except self._OP_ERRORS as error:
+            self._new = new
+            if len(ops) == 1:
+                ops[0].fail(self._explain(error))
+            else:
+                for op in ops:
+                    self._attempt([op])
 
     # Operations
 
@@ -189,7 +201,9 @@ class ClaimStore(ABC):
         assert found is not None
         row, token, state, holder = found
         self._check_free(external_id, holder)
-        self._register_holder()
+        if not self._is_registered:
+            self._register_holder()
+            self._is_registered = True
         self._run(
             "UPDATE companies SET token = ?, holder = ? WHERE id = ?", token + 1, self._holder.instance, row
         )
