@@ -161,6 +161,8 @@ def flaw_of(value: object) -> str | None:
         return "must be a str"
     if not value.strip():
         return "is empty"
+    if value.isprintable():
+        return None
     kinds = {unicodedata.category(character) for character in value if character not in "\t\n\r"}
     if "Cs" in kinds:
         return "has half of a surrogate pair, which UTF-8 cannot encode"

@@ -7,9 +7,9 @@ and sets the timer for the next one. While no request waits, there is neither a 
 
 import asyncio
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
+from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from asyncmig._core.endpoint import Lane
@@ -40,6 +40,7 @@ class Dispatcher:
         "_held_for",
         "_is_reserving",
         "_loop",
+        "_names",
         "_recent",
         "_reported",
         "_sets",
@@ -74,6 +75,7 @@ class Dispatcher:
         """W and B, as the last event reported them."""
         self._recent, self._held_for = tuple(recent), 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._names: Random | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = TokenBucket(window, self.turn)
         self._closed: AsyncmigError | None = None
@@ -215,7 +217,9 @@ class Dispatcher:
 
     def name_of(self, sent_at: float) -> str:
         """Return the name of the slot taken at `sent_at`. It is unique among the slots of all processes."""
-        return os.urandom(16).hex()
+        if self._names is None:
+            self._names = Random()  # seeded by the system; not earlier, because a fork would copy it
+        return f"{self._names.getrandbits(128):032x}"
 
     # Leaving
 

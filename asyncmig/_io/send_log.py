@@ -108,6 +108,7 @@ class SendLog:
         "_path",
         "_speed",
         "_start",
+        "_status",
         "_threaded",
         "_timeout",
         "_timer",
@@ -131,6 +132,8 @@ class SendLog:
         self._start = boot_time() - self._clock() / speed
         self._earlier: _Entries = {}
         self._fd: int | None = None
+        self._status: os.stat_result
+        """The status of the open file `_fd` when it was opened."""
         self._large, self._unlooked = _LARGE, 0
         self._is_stuck = self._warned = False
         self._threaded = threaded
@@ -257,9 +260,10 @@ class SendLog:
         while self._unwritten:
             if self._fd is None:
                 self._fd = open_own(self._path, _TO_APPEND)
+                self._status = os.fstat(self._fd)
             fd = self._fd
             with locked(fd, exclusively=False, tries=1 if self._is_stuck else _TRIES) as is_locked:
-                is_current = is_at(fd, self._path)
+                is_current = is_at(self._status, self._path)
                 if is_locked and is_current:
                     data = b"\n" + b"".join(self._unwritten)  # a killed process may have left half a line
                     written = os.write(fd, data)
@@ -304,14 +308,14 @@ class SendLog:
             path.unlink()  # a file of someone else
             fd = open_own(path, _TO_APPEND | os.O_EXCL)
         with os.fdopen(fd, "wb") as file, locked(fd, exclusively=True) as is_locked:
-            if not is_locked or not is_at(fd, path):  # another process has just renamed it
+            if not is_locked or not is_at(os.fstat(fd), path):  # another process has just renamed it
                 yield None
                 return
             try:
                 file.truncate(0)  # a killed process may have left it
                 yield file
             finally:
-                if is_at(fd, path):
+                if is_at(os.fstat(fd), path):
                     path.unlink()
 
     def _replace(self, old: IO[bytes], new: IO[bytes]) -> None:
@@ -321,7 +325,7 @@ class SendLog:
             if _copy(old, new) <= _REST:
                 break
         with locked(old.fileno(), exclusively=True, tries=_TRIES_TO_REPLACE) as is_locked:
-            if not is_locked or not is_at(old.fileno(), self._path):
+            if not is_locked or not is_at(os.fstat(old.fileno()), self._path):
                 return
             _copy(old, new)
             new.flush()

@@ -44,10 +44,10 @@ def open_own(path: Path, flags: int) -> int:
     return fd
 
 
-def is_at(fd: int, path: Path) -> bool:
-    """Return whether the open file is the one at `path`: it was neither replaced nor removed."""
+def is_at(opened: os.stat_result, path: Path) -> bool:
+    """Return whether the open file with this status is the one at `path`: it was neither replaced nor removed."""
     try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
+        return os.path.samestat(opened, os.lstat(path))
     except FileNotFoundError:
         return False
 

@@ -95,7 +95,8 @@ class WriteBehind:
 
     async def settled(self) -> None:
         """Wait until everything is written."""
-        await self._turn()
+        if self._held:
+            await self._turn()
         await self._settle()
 
     async def write(self, chunk: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path, PurePosixPath
 from typing import final
 
@@ -26,13 +26,16 @@ from asyncmig.customers.catalog import called
 from asyncmig.customers.files import file_names
 from asyncmig.customers.outcome import Downloaded, RowFilter
 from asyncmig.errors import ApiError, AsyncmigError, AuthError, NoAnswer, NotFound, TruncatedDownload
-from asyncmig.transfers.part import Bound, Part, WrongDownloads, usable_bytes
+from asyncmig.transfers.part import CHUNK, Bound, Part, WrongDownloads, open_parts, usable_bytes
 
 __all__ = ["Download", "Fetch", "ServerTraits", "can_do_without", "is_no_archive", "no_sheets"]
 
 _NO_ARCHIVE = frozenset({400, 404, 405, 501})
 _MORE_SHEETS = 100
 """Most unknown sheets that an archive may contain. Each sheet needs an open file."""
+_Flaw = TruncatedDownload | RetryableFailure
+_Result = list[Downloaded] | _Flaw
+"""The files; or the error about all sheets together, which ends a round of the download and not only an attempt."""
 
 
 @final
@@ -130,19 +133,19 @@ class Download:
         while True:
             async with self._rounds:
                 with ExitStack() as stack:
-                    parts = await self._fetched(stack)
-                    if self._whole and (flaw := self._flaw_of_sum(parts)) is not None:
-                        await in_thread(self._recount_sum, parts, flaw)
-                    return await in_thread(_commit, parts, self._fetch.checks)
+                    result = await self._fetched(stack)
+                    if isinstance(result, Exception):
+                        raise result
+                    return result
 
-    async def _fetched(self, stack: ExitStack) -> list[Part]:
-        """Download the sheets, check each, and return them. `stack` closes and removes their temporary files."""
+    async def _fetched(self, stack: ExitStack) -> _Result:
+        """Download the sheets, check each, and give all files their names. `stack` removes temporary files."""
         traits, is_refused = self._fetch.traits, False
         if self._use_archive and traits.has_archives:
             self._use_archive = not self._sheets  # a repeat requests the single sheets, if they are known
             try:
-                if (parts := await self._from_archive(stack)) is not None:
-                    return parts
+                if (result := await self._from_archive(stack)) is not None:
+                    return result
             except (ApiError, NoAnswer, TruncatedDownload) as error:
                 if not can_do_without(error, self._sheets):
                     raise
@@ -150,14 +153,15 @@ class Download:
         if not self._sheets:
             raise no_sheets()
         parts = [
-            stack.enter_context(Part(sheet.name or sheet.id, path, self._wrong_downloads))
+            Part(sheet.name or sheet.id, path, self._wrong_downloads)
             for sheet, path in zip(self._sheets, self._paths, strict=True)
         ]
+        await in_thread(open_parts, parts, stack)
         for sheet, part in zip(self._sheets, parts, strict=True):
             await self._fetch_sheet(sheet, part)
         if is_refused:
             traits.has_archives = False
-        return parts
+        return await in_thread(self._committed, parts)
 
     def _attempts_for(self, sheet: Sheet | None) -> Attempts:
         """Return the attempts of a sheet, or of the archive: the same ones in every round of this download."""
@@ -200,23 +204,43 @@ class Download:
             await in_thread(part.check_unended_line)
             traits.ends_lines = False
 
-    async def _from_archive(self, stack: ExitStack) -> list[Part] | None:
-        """Return all sheets from one archive, or None if a sheet is missing in it."""
+    async def _from_archive(self, stack: ExitStack) -> _Result | None:
+        """Take all sheets from one archive. Return None if a sheet is missing in it."""
         attempts = self._attempts_for(None)
-        free = usable_bytes(Path(tempfile.gettempdir()))
-        most = self._fetch.expected.most_in_archive(len(self._sheets))
         while True:
             async with attempts:
-                with tempfile.TemporaryFile(buffering=0) as archive:
-                    bound = Bound(rows=None, size=free if most is None else min(free, most))
-                    async with self._fetch.exchange(None) as answer, WriteBehind(archive) as file:
-                        async for chunk in answer.chunks():
-                            if reason := bound.exceeded(len(chunk)):
-                                raise self._wrong_downloads.stopped(ALL_SHEETS, reason)
-                            await file.write(chunk)
+                with ExitStack() as files:
+                    async with self._fetch.exchange(None) as answer:
+                        archive = await self._received(answer, files)
                     return await in_thread(self._unpack, archive, stack)
 
-    def _unpack(self, archive: FileIO, stack: ExitStack) -> list[Part] | None:
+    async def _received(self, answer: Response, files: ExitStack) -> FileIO | BytesIO:
+        """Return an archive: in memory if it is small, otherwise in a temporary file that `files` closes."""
+        most = self._fetch.expected.most_in_archive(len(self._sheets))
+        bound, small, chunks = Bound(rows=None, size=most), BytesIO(), answer.chunks()
+        async for chunk in chunks:
+            self._check_bound(bound, len(chunk))
+            small.write(chunk)
+            if small.tell() > CHUNK:
+                break
+        else:
+            return small
+        free = usable_bytes(Path(tempfile.gettempdir()))
+        bound = Bound(rows=None, size=free if most is None else min(free, most))
+        self._check_bound(bound, small.tell())
+        archive = files.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - `files` closes it
+        async with WriteBehind(archive) as file:
+            await file.write(small.getvalue())
+            async for chunk in chunks:
+                self._check_bound(bound, len(chunk))
+                await file.write(chunk)
+        return archive
+
+    def _check_bound(self, bound: Bound, size: int) -> None:
+        if reason := bound.exceeded(size):
+            raise self._wrong_downloads.stopped(ALL_SHEETS, reason)
+
+    def _unpack(self, archive: FileIO | BytesIO, stack: ExitStack) -> _Result | None:
         try:
             content, entries = open_archive(archive, most_sheets=len(self._sheets) + _MORE_SHEETS)
             titles = [PurePosixPath(entry.filename).name[: -len(".csv")] for entry in entries]
@@ -225,18 +249,19 @@ class Download:
             if not entries or any(count > 0 for count in missing.values()):
                 return None
             parts = [
-                stack.enter_context(Part(title, self._folder / f"{name}.csv", self._wrong_downloads))
+                Part(title, self._folder / f"{name}.csv", self._wrong_downloads)
                 for title, name in zip(titles, file_names(titles), strict=True)
             ]
+            open_parts(parts, stack)
             for entry, part in zip(entries, parts, strict=True):
                 self._unpack_sheet(content, entry, part)
-            return parts
         except TruncatedDownload as error:
             if error.name != ALL_SHEETS:
                 raise
             archive.seek(0)
             digest = hashlib.file_digest(archive, "sha256").digest()
             raise self._wrong_downloads.wrong(error, digest) from error.__cause__
+        return self._committed(parts)
 
     def _unpack_sheet(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, part: Part) -> None:
         sheets = called(part.sheet, self._sheets)
@@ -249,18 +274,24 @@ class Download:
                 part.check_bound()
         part.check(partial(self._fetch.expected.check, part.sheet, sheet))
 
-    def _flaw_of_sum(self, parts: Sequence[Part]) -> TruncatedDownload | None:
-        """Compare the rows of all sheets together with the report; return the error if they differ."""
-        try:
-            self._fetch.expected.check_sum([part.found for part in parts if part.found is not None])
-        except TruncatedDownload as error:
-            return error
-        return None
+    def _committed(self, parts: Sequence[Part]) -> _Result:
+        """Give all files their names, unless the rows of all sheets together disagree with the report. Blocks."""
+        if self._whole:
+            try:
+                self._fetch.expected.check_sum([part.found for part in parts if part.found is not None])
+            except TruncatedDownload as flaw:
+                if (error := self._recount_sum(parts, flaw)) is not None:
+                    return error
+        for part in parts:
+            for check in self._fetch.checks:
+                check(part.path)
+        return [part.commit() for part in parts]
 
-    def _recount_sum(self, parts: Sequence[Part], flaw: TruncatedDownload) -> None:
+    def _recount_sum(self, parts: Sequence[Part], flaw: TruncatedDownload) -> _Flaw | None:
         """Count the rows in every other reading, and compare them with the report. Blocks.
 
-        Raises `RetryableFailure` if none agrees, or `TruncatedDownload` if another attempt is unlikely to differ.
+        Return None if one agrees; otherwise `RetryableFailure`, or `TruncatedDownload` if another attempt is unlikely
+        to differ.
         """
         recounted = [part.recounted() for part in parts]
         for counts in zip(*(counter.counts() for counter, _ in recounted), strict=True):
@@ -270,13 +301,6 @@ class Download:
                 self._fetch.expected.check_sum(counts)
                 for part, count in zip(parts, counts, strict=True):
                     part.found = count
-                return
+                return None
         wrong = self._wrong_downloads.wrong(flaw, b"".join(digest for _, digest in recounted))
-        raise wrong if wrong.is_final else RetryableFailure(wrong)
-
-
-def _commit(parts: Sequence[Part], checks: Sequence[Callable[[Path], None]]) -> list[Downloaded]:
-    for part in parts:
-        for check in checks:
-            check(part.path)
-    return [part.commit() for part in parts]
+        return wrong if wrong.is_final else RetryableFailure(wrong)

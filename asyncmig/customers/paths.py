@@ -2,7 +2,9 @@
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -15,6 +17,7 @@ __all__ = [
     "FolderLookup",
     "Inputs",
     "Key",
+    "Keys",
     "check_below",
     "entries",
     "file_id",
@@ -27,6 +30,8 @@ FileId = tuple[int, int]
 """Device and inode, which are the same for all names of a file or folder."""
 Key = FileId | str
 """Identifies a file or a directory entry."""
+Keys = Mapping[Path, Sequence[Key]]
+"""The keys of files."""
 _MOST_LOOKED_AT = 50
 
 
@@ -159,35 +164,57 @@ class FolderLookup:
         return self._found[place]
 
 
-def keys_of(paths: Iterable[Path]) -> list[Key]:
-    """Return the keys that identify files, also after another file has replaced one of them. Blocks."""
-    keys: list[Key] = []
+def keys_of(paths: Iterable[Path]) -> Keys:
+    """Return for each file the keys that identify it, also after another file has replaced it. Blocks."""
     real: Callable[[str], str] = cache(_resolved)
-    for path in paths:
-        for entry in entries(path, real):
-            identities = {file_id(entry), file_id(entry, follow=False)}
-            keys += [_folded_entry(entry), *(each for each in identities if each is not None)]
-    return keys
+    return {path: tuple(_keys_of(path, real)) for path in paths}
+
+
+def _keys_of(path: Path, real: Callable[[str], str]) -> Iterator[Key]:
+    for entry in entries(path, real):
+        yield _folded_entry(entry)
+        identities = {file_id(entry), file_id(entry, follow=False)}
+        yield from (each for each in identities if each is not None)
 
 
 @final
 class Inputs:
     """The files that must not be replaced, because a migration reads them or because they are protected."""
 
-    __slots__ = ("_keys",)
+    __slots__ = ("_files", "_keys")
 
     def __init__(self) -> None:
-        self._keys: dict[Key, int] = {}
+        self._keys: Counter[Key] = Counter()
         """How often each is protected."""
+        self._files: dict[Path, Sequence[Key]] = {}
+        """Files that are protected, and their keys."""
 
-    def holding(self, keys: Sequence[Key]) -> "_Holding":
-        """Protect the files with these keys (see `keys_of`) while a `with` block runs."""
-        return _Holding(self._keys, keys)
+    @contextmanager
+    def holding(self, files: Keys) -> Generator[None]:
+        """Protect files while a `with` block runs."""
+        keys = [key for each in files.values() for key in each]
+        new = files.keys() - self._files.keys()
+        self._keys.update(keys)
+        self._files |= {path: files[path] for path in new}
+        try:
+            yield
+        finally:
+            for key in keys:
+                self._keys[key] -= 1
+                if not self._keys[key]:
+                    del self._keys[key]
+            for path in new:
+                del self._files[path]
+
+    def keys_of(self, paths: Sequence[Path]) -> Keys | None:
+        """Return the keys of files that are all protected; otherwise None."""
+        known = {path: self._files[path] for path in paths if path in self._files}
+        return known if len(known) == len(paths) else None
 
     def add(self, paths: Iterable[Path]) -> None:
         """Protect files permanently. Blocks."""
-        for key in keys_of(paths):
-            self._keys[key] = self._keys.get(key, 0) + 1
+        for keys in keys_of(paths).values():
+            self._keys.update(keys)
 
     def check(self, target: Path) -> None:
         """Raise `InvalidInput` if `target` is a protected file."""
@@ -197,23 +224,3 @@ class Inputs:
         if any(key in self._keys for key in keys if key is not None):
             reason = "is an input file: it was not replaced; choose another folder for the output"
             raise InvalidInput("to", str(target), reason)
-
-
-@final
-class _Holding:
-    """Protects files inside of its `with` block."""
-
-    __slots__ = ("_counts", "_keys")
-
-    def __init__(self, counts: dict[Key, int], keys: Sequence[Key]) -> None:
-        self._counts, self._keys = counts, tuple(keys)
-
-    def __enter__(self) -> None:
-        for key in self._keys:
-            self._counts[key] = self._counts.get(key, 0) + 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        for key in self._keys:
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]

@@ -133,7 +133,10 @@ async def migrate_claimed(
     outcome: Outcome | None = None
     try:
         await recover_run_slots(context, generation, journal)
-        with call.inputs.holding(await in_thread(keys_of, spec.files)):
+        keys = call.inputs.keys_of(spec.files)
+        if keys is None:
+            keys = await in_thread(keys_of, spec.files)
+        with call.inputs.holding(keys):
             async with await journal.claim(spec.external_id) as claim:
                 outcome = _refused_record(generation, context, spec, claim) or await generation.migrate(
                     context, claim, call

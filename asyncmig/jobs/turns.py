@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast, final
 
 from asyncmig.customers.files import customer_folder
-from asyncmig.customers.paths import FolderLookup, Key, keys_of
+from asyncmig.customers.paths import FolderLookup, Keys, keys_of
 from asyncmig.customers.spec import CheckedSpec, Spec, check_different
 from asyncmig.errors import InvalidInput
 
@@ -17,7 +17,7 @@ _LONGEST_READ = 60.0
 """Seconds for which a customer waits while others read their files, because reads of a network drive may hang."""
 
 
-def largest_first(given: Sequence[CheckedSpec], to: Path) -> tuple[list[Key], list[CheckedSpec]]:
+def largest_first(given: Sequence[CheckedSpec], to: Path) -> tuple[Keys, list[CheckedSpec]]:
     """Return the keys that protect the files of `given`, and `given` sorted by size, each with the error in it.
 
     `to`: the folder of the customers' folders. Reads the file system. Raises `InvalidInput` for two specs of one

@@ -42,7 +42,7 @@ from asyncmig.migrations.log import LogOutcome, read_log
 from asyncmig.migrations.previews import PREVIEW_LOOKS, SECONDS_BETWEEN_LOOKS, read_preview
 from asyncmig.migrations.state import ClientState
 from asyncmig.migrations.wire import ExportBody, Report, Sheet, Templates
-from asyncmig.transfers.part import Part, WrongDownloads
+from asyncmig.transfers.part import Part, WrongDownloads, open_parts
 
 __all__ = ["Fetch", "checked_fields", "chosen_sheets", "download", "find_sheets"]
 
@@ -158,10 +158,14 @@ async def download(fetch: Fetch, sheets: Sequence[Sheet], folder: Path, *, are_a
     }
     names, wrong_downloads = dict(zip(every, file_names(every.values()), strict=True)), WrongDownloads()
     with ExitStack() as stack:
+        opened = [
+            Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", wrong_downloads)
+            for sheet in sheets
+        ]
+        await in_thread(open_parts, opened, stack)
         parts: list[tuple[Expected, Part]] = []
-        for sheet in sheets:
-            part = Part(sheet.name or sheet.id, folder / f"{names[sheet.id]}.csv", wrong_downloads)
-            expected = await _fetch_sheet(fetch, sheet, stack.enter_context(part))
+        for sheet, part in zip(sheets, opened, strict=True):
+            expected = await _fetch_sheet(fetch, sheet, part)
             if expected is not None:
                 parts.append((expected, part))
         files = await in_thread(_commit, parts, fetch.checks)

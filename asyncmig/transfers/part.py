@@ -2,27 +2,28 @@
 
 import hashlib
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
-from glob import escape
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Self, final
+from typing import final
 
 from asyncmig.customers.outcome import Downloaded
 from asyncmig.errors import AsyncmigError, NoAnswer, TruncatedDownload
 from asyncmig.transfers.csv_records import RecordCounter, RowCount
 from asyncmig.transfers.recount import Recounter
 
-__all__ = ["CHUNK", "LONGEST_RECORD", "Bound", "Part", "WrongDownloads", "usable_bytes"]
+__all__ = ["CHUNK", "LONGEST_RECORD", "Bound", "Part", "WrongDownloads", "open_parts", "usable_bytes"]
 
 CHUNK = 256 * 1024
 """The number of bytes that are read at a time."""
 _MIB = 1024 * 1024
 LONGEST_RECORD = 16 * _MIB
 """The largest record, in bytes: 500 cells of the 32,767 characters that spreadsheets allow."""
+_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{32}\.part", re.DOTALL)
 _SAME = 8
 """The number of downloads with the same wrong bytes after which another download is unlikely to differ."""
 _STOPPED = 2
@@ -98,12 +99,13 @@ class Part:
     """One sheet while it is downloaded: a temporary file that is renamed to its final name when it is complete.
 
     The name of the temporary file is unique. Otherwise a process that was suspended, and whose customer another
-    process has taken over, could write into the other's file. Temporary files of killed processes are removed.
+    process has taken over, could write into the other's file. `open_parts` opens it.
     """
 
     __slots__ = (
         "_bound",
         "_free",
+        "_is_committed",
         "_most_rows",
         "_part",
         "_recount_above",
@@ -121,30 +123,32 @@ class Part:
         self.sheet: str = sheet
         self.path: Path = path
         self._wrong_downloads = wrong_downloads
-        self._part = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")  # 32 digits; see `__enter__`
+        self._part = path.with_name(
+            f"{path.name}.{os.urandom(16).hex()}.part"
+        )  # 32 digits, as in `_TEMPORARY`
+        self._is_committed = False
 
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.path.parent.glob(f"{escape(self.path.name)}.{'?' * 32}.part"):
-            with suppress(OSError):
-                left.unlink()
-        self._free = usable_bytes(self.path.parent)
+    def open(self, free: int) -> None:
+        """Create the temporary file, which may have `free` bytes. Blocks."""
+        self._free = free
         self.file: FileIO = self._part.open("xb", buffering=0)
         self._begin(None)
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def close(self) -> None:
+        """Close the file, and remove it unless it has its final name."""
         try:
             with self.named_errors():
                 self.file.close()
         finally:
-            self._part.unlink(missing_ok=True)
+            if not self._is_committed:
+                self._part.unlink(missing_ok=True)
 
     def restart(self, most_rows: int | None) -> None:
         """Discard what was written. `most_rows`: the largest possible number of rows; None if it is unknown."""
-        with self.named_errors():
-            self.file.seek(0)
-            self.file.truncate()
+        if self._size:
+            with self.named_errors():
+                self.file.seek(0)
+                self.file.truncate()
         self._begin(most_rows)
 
     def _begin(self, most_rows: int | None) -> None:
@@ -253,8 +257,29 @@ class Part:
         assert self.found is not None
         with self.named_errors():
             os.fsync(self.file.fileno())
+            self.file.close()
         self._part.replace(self.path)
+        self._is_committed = True
         return Downloaded(sheet=self.sheet, path=str(self.path), rows=self.found.rows, size=self._size)
+
+
+def open_parts(parts: Sequence[Part], stack: ExitStack) -> None:
+    """Open the temporary files of sheets in one folder, which `stack` closes and removes. Blocks.
+
+    Creates the folder, and removes temporary files of these sheets that killed processes have left there.
+    """
+    if not parts:
+        return
+    folder, names = parts[0].path.parent, {part.path.name for part in parts}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(folder):
+        if (temporary := _TEMPORARY.fullmatch(name)) and temporary[1] in names:
+            with suppress(OSError):
+                os.unlink(folder / name)
+    free = usable_bytes(folder)
+    for part in parts:
+        part.open(free)
+        stack.callback(part.close)
 
 
 def usable_bytes(folder: Path) -> int:
