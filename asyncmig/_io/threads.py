@@ -43,12 +43,13 @@ async def finish(work: "asyncio.Future[T]") -> T:
 
 async def wait_ended(work: "asyncio.Future[T]") -> None:
     """Wait until the thread has ended, even if the caller is cancelled. Its result is ignored."""
-    with anyio.CancelScope(shield=True):
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError:
-                continue
+    if not work.done():
+        with anyio.CancelScope(shield=True):
+            while not work.done():
+                try:
+                    await asyncio.wait([work])
+                except asyncio.CancelledError:
+                    continue
     if not work.cancelled():
         work.exception()
 

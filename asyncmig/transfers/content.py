@@ -100,8 +100,9 @@ class Content:
             try:
                 yield attempt
             finally:
-                # Another task may still read the content, and a generator cannot be closed while it runs.
-                await finish(asyncio.ensure_future(attempt.idle.wait()))
+                if not attempt.idle.is_set():
+                    # Another task still reads the content, and a generator cannot be closed while it runs.
+                    await finish(asyncio.ensure_future(attempt.idle.wait()))
 
 
 @final
@@ -265,13 +266,12 @@ def _measured(name: str, stated: int | None, size: int, open_chunks: _Open) -> C
 
 @asynccontextmanager
 async def _file_chunks(path: Path, digest: _Digest) -> AsyncGenerator[AsyncIterator[bytes]]:
+    file = _LazyFile(path)
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise_unreadable(path.name, error)
-    with file:
         async with aclosing(_read(file, path.name, digest)) as chunks:
             yield chunks
+    finally:
+        file.close()
 
 
 @asynccontextmanager
@@ -286,7 +286,37 @@ async def _object_chunks(
         yield chunks
 
 
-async def _read(file: BinaryFile, name: str, digest: _Digest) -> AsyncGenerator[bytes]:
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+@final
+class _LazyFile:
+    """A file that is opened by the first read, which runs in a thread, and closed by a read that reaches its end."""
+
+    __slots__ = ("_file", "_path")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryFile | None = None
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes; fewer than `size` only at the end."""
+        if self._file is None:
+            self._file = self._path.open("rb")
+        if self._file.closed:
+            return b""
+        piece = self._file.read(size)
+        if len(piece) < size:
+            self.close()
+        return piece
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+async def _read(file: _Readable, name: str, digest: _Digest) -> AsyncGenerator[bytes]:
     """Yield a file in pieces. A thread reads and hashes the next piece while the network sends the present one."""
 
     def read() -> bytes:

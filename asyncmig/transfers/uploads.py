@@ -77,7 +77,7 @@ class UploadLimits:
     __slots__ = ("slots", "throttle")
 
     def __init__(self, max_parallel: int = 16, bytes_per_second: float | None = None) -> None:
-        self.slots: anyio.CapacityLimiter = anyio.CapacityLimiter(max_parallel)
+        self.slots: anyio.Semaphore = anyio.Semaphore(max_parallel, fast_acquire=True)
         self.throttle: ByteThrottle | None = None
         if bytes_per_second is not None:
             self.throttle = ByteThrottle(bytes_per_second)
