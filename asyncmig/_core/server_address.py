@@ -206,9 +206,23 @@ def _postgres(
     # libpq would parse it as another address, which may contain other secrets.
     if "://" in database or "=" in database:
         raise _Malformed
-    return Server(
-        "postgres", text, "postgresql", host=host or "localhost", database=database, secrets=secrets
-    )
+    host = _with_ports(host or "localhost", options.get("port", ""))
+    return Server("postgres", text, "postgresql", host=host, database=database, secrets=secrets)
+
+
+def _with_ports(hosts: str, ports: str) -> str:
+    """Return hosts with their ports, except the default port. `ports`: one for all hosts, or one for each."""
+    if re.fullmatch(r"[0-9,]*", ports) is None:
+        raise _Malformed
+    given, names = ports.split(","), hosts.split(",")
+    if len(given) == 1:
+        given *= len(names)
+    if ports and len(given) == len(names):
+        names = [
+            f"{found[1] if (found := _HOST.fullmatch(name)) else name}:{port}" if port else name
+            for name, port in zip(names, given, strict=True)
+        ]
+    return ",".join(name.removesuffix(":5432") for name in names)
 
 
 def _checked_host(text: str) -> str:

@@ -71,6 +71,8 @@ GOOD_POSTGRES = [
 ]
 BAD_POSTGRES = [
     f"postgresql://user:{PW}%zz@host/db",
+    f"postgresql://user:1/x?port={PW}@host/db",
+    f"host=host port={PW}",
     f"postgresql://user:{PW}%@host/db",
     f"postgresql://user:a@{PW}@host/db",
     f"postgresql://user:{PW}/b@host/db",
@@ -151,6 +153,26 @@ def test_an_unknown_sslmode_is_refused_before_the_server_is_asked(conninfo: str)
     with pytest.raises(InvalidInput, match=r"conninfo=.* has an sslmode that is none of disable, "):
         PostgresJournal(conninfo.format("on"))
     assert PostgresJournal(conninfo.format("verify-full"))
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "host=h port=5433 dbname=db",
+        "postgresql://user@h:5433/db",
+        f"postgresql://user:{PW}@h/db?port=5433",
+        f"postgresql://h:1/db?port=5433&password={PW}",
+    ],
+)
+def test_every_form_of_an_address_has_one_send_log(conninfo: str) -> None:
+    same = PostgresJournal("postgresql://h:5433/db").send_log
+    assert PostgresJournal(conninfo).send_log == same
+    assert PostgresJournal(conninfo.replace("5433", "5432")).send_log != same
+
+
+def test_the_default_port_is_the_same_as_none() -> None:
+    assert PostgresJournal("host=a,b port=5432").send_log == PostgresJournal("host=a,b").send_log
+    assert PostgresJournal("postgresql://h:5432/db").send_log == PostgresJournal("postgresql://h/db").send_log
 
 
 def test_a_redis_is_no_place_for_a_journal_and_a_postgresql_none_for_the_window() -> None:

@@ -139,7 +139,10 @@ def test_one_whose_address_names_what_is_not_there(guarded: RedisServer, tmp_pat
     assert refusal(f"unix://:{SECRET}@{missing}").reason == "its socket does not exist"
     assert refusal(f"postgresql:///x?host={missing}").reason == "its socket does not exist"
     assert refusal("service=missing").reason == "its address names a service that is not defined"
-    assert refusal("host=127.0.0.1 port=x").reason == "its address has an option that is not valid"
+    assert (
+        refusal("host=127.0.0.1 target_session_attrs=x").reason
+        == "its address has an option that is not valid"
+    )
     assert refusal(f"{guarded.url}?client_name=a%20b").reason == "its address has an option that is not valid"
 
 
