@@ -1,4 +1,4 @@
-"""A simulator in a thread of its own, and the command line in the test's process."""
+"""Fixtures: a simulator in a separate thread, and the command line in the process of the test."""
 
 import asyncio
 import sys
@@ -34,7 +34,7 @@ SCHEMAS = (
 
 @dataclass
 class Simulator:
-    """A served world; `intercept` may answer a request in its place."""
+    """A served world. `intercept` can answer a request instead of it."""
 
     world: World
     base_url: str = ""
@@ -63,7 +63,7 @@ class Simulator:
 
 @contextmanager
 def in_thread(served: Served, take: Callable[[str], None]) -> Iterator[None]:
-    """Serve on loopback, on a clock of its own; `take` gets the base URL."""
+    """Serve on loopback with a separate, faster clock. `take` receives the base URL."""
     ready, loop = threading.Event(), fast_loop(SPEED)
     stop = asyncio.Event()
 
@@ -103,7 +103,10 @@ Accounts = Callable[..., migrations.World]
 
 @pytest.fixture
 def account() -> Iterator[Accounts]:
-    """Serve accounts of the API generation "migrations", with limits that nobody reaches: `account(scripts=...)`."""
+    """Serve accounts of the API generation "migrations": `account(scripts=...)`.
+
+    The default limits are higher than any test needs.
+    """
     with ExitStack() as stack:
 
         def begin(limits: str = "per-endpoint", **options: object) -> migrations.World:
@@ -127,7 +130,7 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run the program in `tmp_path` as if from a shell without a terminal."""
+    """Run the program in `tmp_path`, as from a shell without a terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VERN_BASE_URL", raising=False)
     monkeypatch.setenv("VERN_API_KEY", KEY)

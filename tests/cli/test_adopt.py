@@ -1,4 +1,4 @@
-"""`asyncmig adopt`: the way on from a creation that was never answered."""
+"""`asyncmig adopt` links a customer to a company whose create request had no answer."""
 
 import asyncio
 from pathlib import Path
@@ -14,7 +14,7 @@ COMPANY = "0a6ff0c5-1b7e-4e0e-9d2a-3f1c5b7d9e11"
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
-    """A journal that knows of nobody."""
+    """Write an empty journal."""
     path = tmp_path / "fleet.db"
 
     async def make() -> None:
@@ -37,20 +37,20 @@ def adopt(journal: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, ["adopt", "--journal", str(journal), "--", *arguments])
 
 
-def test_it_is_written_down(journal: Path) -> None:
+def test_adopt_records_the_company(journal: Path) -> None:
     ended = adopt(journal, "acme-001", "c-1")
     assert ended.exit_code == 0
     assert "Run again to continue" in ended.stderr
     assert b'"company_id":"c-1"' in states(journal)["acme-001"]
 
 
-def test_a_company_belongs_to_one_customer(journal: Path) -> None:
+def test_a_company_of_another_customer_is_refused(journal: Path) -> None:
     assert adopt(journal, "acme-001", COMPANY).exit_code == 0
     ended = adopt(journal, "bolt-002", COMPANY)
     assert isinstance(ended.exception, InvalidInput)
     assert "is the company of another customer: acme-001" in str(ended.exception)
     assert b'"company_id"' not in states(journal).get("bolt-002", b"")
-    assert adopt(journal, "acme-001", COMPANY).exit_code == 0  # again for the same customer
+    assert adopt(journal, "acme-001", COMPANY).exit_code == 0  # the same customer again
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_company_belongs_to_one_customer(journal: Path) -> None:
         f"  http://localhost:3000/companies/{COMPANY}?x=1 ",
     ],
 )
-def test_a_pasted_id_or_address_is_the_id(journal: Path, given: str) -> None:
+def test_adopt_accepts_a_pasted_id_or_url(journal: Path, given: str) -> None:
     ended = adopt(journal, " acme-001 ", given)
     assert ended.exit_code == 0, ended.output
     assert f"acme-001 is now linked to company {COMPANY}" in ended.stderr
@@ -94,18 +94,18 @@ def test_a_pasted_id_or_address_is_the_id(journal: Path, given: str) -> None:
     ],
     ids=ascii,
 )
-def test_what_makes_no_sense_is_refused(journal: Path, arguments: list[str]) -> None:
+def test_invalid_ids_are_refused(journal: Path, arguments: list[str]) -> None:
     assert adopt(journal, *arguments).exit_code != 0
     assert states(journal) == {}
 
 
-def test_the_address_itself_is_not_repeated(journal: Path) -> None:
+def test_an_error_does_not_contain_the_given_url(journal: Path) -> None:
     ended = adopt(journal, "acme", "https://user:hunter2@app.vern.so/login?token=hunter2")
     assert ended.exit_code != 0
     assert "hunter2" not in f"{ended.output}{ended.exception}"
 
 
-def test_a_journal_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_adopt_does_not_create_a_missing_journal(tmp_path: Path) -> None:
     ended = adopt(tmp_path / "typo.db", "acme-001", "c-1")
     assert ended.exit_code != 0
     assert "there is no such file" in str(ended.exception)

@@ -1,4 +1,4 @@
-"""The file of answer rules on the command line: where it may be named, and what is refused before a request."""
+"""`--answers`, the file of answer rules: the sources of its path, and the checks before the first request."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ GOOD = b"Email,Name\na@x.de,A\n"
 RULES = '[[answer]]\nquestion = "date"\nchoose = "Day first"\n'
 
 
-def test_companies_has_no_answers_and_says_so_before_a_request(
+def test_companies_refuses_answers_before_any_request(
     cli: Cli, simulator: Simulator, customers: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "answers.toml").write_text(RULES)
@@ -34,7 +34,7 @@ def test_companies_has_no_answers_and_says_so_before_a_request(
     assert not list(tmp_path.glob("fleet.db*"))
 
 
-def test_faults_of_the_file_are_named_before_a_request(
+def test_faults_of_the_answers_file_are_reported_before_any_request(
     cli: Cli, simulator: Simulator, customers: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "answers.toml").write_text('[[answer]]\nquestion = "("\nchoose = "a"\n')
@@ -47,7 +47,7 @@ def test_faults_of_the_file_are_named_before_a_request(
     assert simulator.count() == 0
 
 
-def test_a_manifest_names_it_relative_to_its_folder_and_the_environment_too(
+def test_the_answers_path_comes_from_the_manifest_folder_or_the_environment(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "weekend"
@@ -68,14 +68,16 @@ def test_a_manifest_names_it_relative_to_its_folder_and_the_environment_too(
     assert shown()["answers"] == ("mine.toml", "ASYNCMIG_ANSWERS")
 
 
-def test_the_settings_of_the_last_run_have_them() -> None:
+def test_the_settings_of_the_last_run_contain_answers_and_cancel_blocked_after() -> None:
     before = read_settings({"answers": "rules.toml", "cancel_blocked_after": "30m"})
     assert read_settings(before.given()) == before
     assert (before.answers, str(before.cancel_blocked_after)) == (Path("rules.toml"), "30m")
     assert Settings().migration_options().cancel_blocked_after is None
 
 
-def test_workers_read_them_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_read_answers_and_cancel_blocked_after_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "answers.toml").write_text(RULES)
     monkeypatch.setenv("ASYNCMIG_ANSWERS", str(tmp_path / "answers.toml"))
     monkeypatch.setenv("ASYNCMIG_CANCEL_BLOCKED_AFTER", "30m")
@@ -95,7 +97,7 @@ def test_no_time_out_is_shorter_than_two_real_seconds(speed: float) -> None:
     assert timeouts_at(speed).total >= 60.0
 
 
-def test_companies_has_no_live_connections_and_names_the_line(
+def test_companies_refuses_live_connections_with_the_line_of_the_manifest(
     cli: Cli, simulator: Simulator, tmp_path: Path
 ) -> None:
     (tmp_path / "a.csv").write_bytes(GOOD)

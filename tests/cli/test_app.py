@@ -1,4 +1,4 @@
-"""The program as a whole: help, demo, sim, and what happens without the extra."""
+"""The program as a whole: help, demo, sim, and the error without the extra `cli`."""
 
 import asyncio
 import importlib.util
@@ -20,13 +20,13 @@ from .conftest import Cli
 
 
 @pytest.mark.parametrize("command", ["run", "demo", "sim"])
-def test_help_ends_in_an_example(cli: Cli, command: str) -> None:
+def test_help_ends_with_an_example(cli: Cli, command: str) -> None:
     result = cli(command, "--help")
     assert result.code == 0
     assert f"Example: asyncmig {command}" in result.out
 
 
-def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_program_prints_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
 
     def without_typer(name: str) -> ModuleSpec | None:
@@ -38,13 +38,13 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     assert "pip install 'asyncmig[cli]'" in str(caught.value.code)
 
 
-def test_importing_the_library_pulls_in_no_extra() -> None:
+def test_the_library_does_not_import_modules_of_extras() -> None:
     extras = {"typer", "rich", "asyncmig.simulator"}
     code = f"import asyncmig.jobs.fleet, sys; sys.exit(bool({extras} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_demo_ends_as_planned_and_again_in_the_same_folder(
+def test_the_demo_ends_as_planned_also_a_second_time_in_the_same_folder(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VERN_API_KEY")
@@ -58,7 +58,7 @@ def test_the_demo_ends_as_planned_and_again_in_the_same_folder(
         assert {company["outcome"] for company in report["customers"]} == {"delivered", "failed"}
 
 
-def test_the_demo_of_the_second_generation_ends_as_planned(cli: Cli, tmp_path: Path) -> None:
+def test_the_demo_of_the_generation_migrations_ends_as_planned(cli: Cli, tmp_path: Path) -> None:
     result = cli("demo", "--api", "migrations", "--customers", "6", "--speed", "120")
     assert result.code == 0, result.out + result.err
     assert "The documented limits allow one new customer an hour" in result.err
@@ -70,12 +70,12 @@ def test_the_demo_of_the_second_generation_ends_as_planned(cli: Cli, tmp_path: P
     assert (refused.code, "must be companies or migrations" in refused.err) == (2, True)
 
 
-def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def another(folder: Path, *, customers: int, seed: int) -> object:
+def test_the_demo_exits_1_if_results_differ_from_the_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate_other_plan(folder: Path, *, customers: int, seed: int) -> object:
         generate(folder, customers=customers, seed=seed)
         return generate(folder.parent / "another", customers=customers, seed=seed + 1)
 
-    monkeypatch.setattr("asyncmig.cli.demo.generate", another)
+    monkeypatch.setattr("asyncmig.cli.demo.generate", generate_other_plan)
     result = cli("demo", "--customers", "5")
     assert result.code == 1
     assert "differences from the plan" in result.out
@@ -91,7 +91,7 @@ def test_the_demo_notices_what_did_not_come_as_planned(cli: Cli, monkeypatch: py
         ([InvalidInput("out", "x", "is wrong"), KeyboardInterrupt()], 75, 0),
     ],
 )
-def test_errors_that_come_in_a_group_are_told_like_single_ones(
+def test_errors_in_an_exception_group_are_printed_like_single_errors(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, errors: list[BaseException], code: int, lines: int
 ) -> None:
     def raise_all(*args: object, **kwargs: object) -> object:
@@ -103,7 +103,7 @@ def test_errors_that_come_in_a_group_are_told_like_single_ones(
     assert result.err.count("Error: ") == lines
 
 
-def test_the_demo_touches_no_folder_that_holds_something_else(cli: Cli, tmp_path: Path) -> None:
+def test_the_demo_does_not_change_a_folder_that_it_did_not_create(cli: Cli, tmp_path: Path) -> None:
     mine = tmp_path / "mine/out/thesis.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work", encoding="utf-8")
@@ -113,7 +113,7 @@ def test_the_demo_touches_no_folder_that_holds_something_else(cli: Cli, tmp_path
     assert mine.read_text(encoding="utf-8") == "years of work"
 
 
-def test_sim_prints_what_a_client_needs_and_run_uses_it(
+def test_run_works_with_the_variables_that_sim_prints(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate(tmp_path, customers=5, seed=3)
@@ -131,7 +131,7 @@ def test_sim_prints_what_a_client_needs_and_run_uses_it(
     monkeypatch.setenv("VERN_API_KEY", match[2])
     result = cli("run", "customers.csv", "--speed", "60", "--decide", "approve")
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert result.code == 3, result.err
     assert process.returncode == 0
-    assert re.search(r"\d+ requests received, 0 of them over the limit", words), words
+    assert re.search(r"\d+ requests received, 0 of them over the limit", printed), printed

@@ -1,4 +1,4 @@
-"""stdout and stderr that cannot be written: a run ends in order, and no command prints a traceback."""
+"""If stdout or stderr cannot be written, a run stops gracefully, and no command prints a traceback."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def rows(folder: Path) -> list[dict[str, object]]:
         ("pipe", "stderr", ["--json", "-v"]),
     ],
 )
-def test_75_and_the_report_is_written_when_a_stream_breaks(
+def test_a_run_exits_75_and_writes_the_report_when_a_stream_breaks(
     slow: Simulator, customers: Customers, tmp_path: Path, how: str, stream: str, options: list[str]
 ) -> None:
     manifest = customers(acme=GOOD, bolt=GOOD)
@@ -89,7 +89,7 @@ def test_75_and_the_report_is_written_when_a_stream_breaks(
         ("pipe", "stderr", ["-v"]),
     ],
 )
-def test_what_was_done_before_a_stream_broke_is_done(
+def test_a_broken_stream_does_not_undo_results(
     simulator: Simulator, customers: Customers, tmp_path: Path, how: str, options: list[str], stream: str
 ) -> None:
     arguments = ("run", customers(acme=GOOD), *options, "--speed", SPEED, "--base-url", simulator.base_url)
@@ -100,7 +100,7 @@ def test_what_was_done_before_a_stream_broke_is_done(
     assert b"Traceback" not in (ended.stderr or b"") + (ended.stdout or b"")
 
 
-def test_75_when_the_file_of_events_cannot_grow(
+def test_a_run_exits_75_when_the_file_of_events_cannot_grow(
     slow: Simulator, customers: Customers, tmp_path: Path
 ) -> None:
     arguments = ("run", customers(acme=GOOD), "--json", "--speed", str(SPEED), "--base-url", slow.base_url)
@@ -122,12 +122,12 @@ def test_75_when_the_file_of_events_cannot_grow(
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
-def test_a_stream_that_is_closed_from_the_start_is_no_place_to_print(
+def test_a_run_succeeds_with_streams_that_are_closed_from_the_start(
     simulator: Simulator, customers: Customers, tmp_path: Path, closed: str
 ) -> None:
     manifest = customers(acme=GOOD)
-    reach = f"--speed {SPEED} --base-url {simulator.base_url}"
-    line = f"{sys.executable} -m asyncmig run {manifest} --json -v {reach}"
+    connection = f"--speed {SPEED} --base-url {simulator.base_url}"
+    line = f"{sys.executable} -m asyncmig run {manifest} --json -v {connection}"
     ended = subprocess.run(
         ["sh", "-c", f"{line} {closed}"],
         cwd=tmp_path,
@@ -149,8 +149,8 @@ def test_characters_that_a_stream_cannot_represent_are_escaped(
     (tmp_path / "b.csv").write_bytes(b"Email,Name\na@x.de,Caf\xe9\n")
     lines = "external_id,name,source,files\na,Łódź · 株式会社,HubSpot,a.csv\nb,Ünï,HubSpot,b.csv\n"
     (tmp_path / "customers.csv").write_text(lines, encoding="utf-8")
-    reach = ("--speed", SPEED, "--base-url", simulator.base_url)
-    ended = run(tmp_path, "run", "customers.csv", "-v", *reach, encoding=encoding)
+    connection = ("--speed", SPEED, "--base-url", simulator.base_url)
+    ended = run(tmp_path, "run", "customers.csv", "-v", *connection, encoding=encoding)
     assert ended.returncode == 3, ended.stderr
     assert b"Traceback" not in ended.stderr
     check = ["check", "customers.csv", "--json", "--base-url", simulator.base_url]
@@ -161,25 +161,25 @@ def test_characters_that_a_stream_cannot_represent_are_escaped(
             assert all(json.loads(line) for line in ended.stdout.decode(encoding).splitlines())
 
 
-def test_a_terminal_that_goes_away_without_a_signal_ends_nothing_in_disorder(
+def test_a_run_ends_gracefully_when_its_terminal_disappears_without_a_signal(
     simulator: Simulator, customers: Customers, tmp_path: Path
 ) -> None:
     args = ["run", str(customers(acme=GOOD)), "--speed", str(SPEED), "--base-url", simulator.base_url]
-    ours, theirs = pty.openpty()
+    test_fd, program_fd = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "asyncmig", *args],
         cwd=tmp_path,
         env={**os.environ, "VERN_API_KEY": KEY, "TERM": "xterm-256color"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=program_fd,
+        stdout=program_fd,
+        stderr=program_fd,
         start_new_session=True,
     )
-    os.close(theirs)
+    os.close(program_fd)
     deadline = time.perf_counter() + 20
     while not simulator.count("GET /sources") and time.perf_counter() < deadline:
         time.sleep(0.01)
-    os.close(ours)
+    os.close(test_fd)
     code = process.wait(100)
     (row,) = rows(tmp_path)
     assert code == {"delivered": 0, "pending": 75}[str(row["outcome"])]
@@ -196,13 +196,13 @@ def test_a_terminal_that_goes_away_without_a_signal_ends_nothing_in_disorder(
     ],
     ids=" ".join,
 )
-def test_74_and_no_traceback_when_another_command_cannot_print(
+def test_other_commands_exit_74_without_a_traceback_when_they_cannot_print(
     cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path, command: list[str], how: str
 ) -> None:
     manifest = customers(acme=GOOD)
-    reach = ("--speed", SPEED, "--base-url", simulator.base_url)
+    connection = ("--speed", SPEED, "--base-url", simulator.base_url)
     if command[0] == "status":
-        assert cli("run", manifest, *reach).code == 0
+        assert cli("run", manifest, *connection).code == 0
     if command[0] == "check":
         command = [*command, "--base-url", simulator.base_url]
     ended = run(tmp_path, *command, stdout=broken(how))

@@ -1,4 +1,4 @@
-"""What changes between two runs of the same line: it is said, and nothing is lost or done twice."""
+"""Changes of the manifest or of files between two runs are reported. Nothing is lost or imported twice."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def imports(simulator: Simulator) -> int:
     return simulator.world.ledger.requests["POST /companies/{id}/imports"]
 
 
-def test_a_row_that_is_removed_is_named_and_left_alone_and_may_come_back(
+def test_a_removed_row_is_reported_and_its_files_are_kept(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD, bolt=GOOD)).code == 0
@@ -43,7 +43,7 @@ def test_a_row_that_is_removed_is_named_and_left_alone_and_may_come_back(
     assert simulator.count() == sent
 
 
-def test_a_row_that_is_added_is_all_that_is_done(
+def test_only_an_added_row_is_migrated(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
@@ -52,7 +52,7 @@ def test_a_row_that_is_added_is_all_that_is_done(
     assert (simulator.count("POST /companies"), imports(simulator)) == (6, 2)
 
 
-def test_another_external_id_of_the_same_customer_is_no_second_company(
+def test_a_changed_external_id_fails_and_creates_no_second_company(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
@@ -67,7 +67,7 @@ def test_another_external_id_of_the_same_customer_is_no_second_company(
     assert imports(simulator) == 1
 
 
-def test_another_name_of_a_customer_is_said(
+def test_a_changed_customer_name_is_reported(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
@@ -78,7 +78,7 @@ def test_another_name_of_a_customer_is_said(
     assert imports(simulator) == 1
 
 
-def test_a_file_that_changed_is_named_and_not_imported_again(
+def test_a_changed_file_is_reported_and_not_imported_again(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
@@ -89,7 +89,7 @@ def test_a_file_that_changed_is_named_and_not_imported_again(
     assert imports(simulator) == 1
 
 
-def test_a_file_that_changed_is_refused_or_imported_again_on_request(
+def test_if_changed_refuses_a_changed_file_or_imports_it_again(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
@@ -104,7 +104,7 @@ def test_a_file_that_changed_is_refused_or_imported_again_on_request(
     assert run(manifest, "--if-changed", "always").code == 2
 
 
-def test_a_file_that_is_mended_after_a_failure_is_imported_again(
+def test_a_file_corrected_after_a_failure_is_imported_again(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=LATIN)).code == 3
@@ -114,7 +114,7 @@ def test_a_file_that_is_mended_after_a_failure_is_imported_again(
     assert imports(simulator) == 2
 
 
-def test_a_file_that_is_gone_stops_nobody_once_its_import_has_begun(
+def test_a_file_deleted_after_the_start_of_its_import_does_not_stop_the_run(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -131,7 +131,7 @@ def test_a_file_that_is_gone_stops_nobody_once_its_import_has_begun(
     assert rows(tmp_path)["cafe"]["outcome"] == "failed"
 
 
-def test_a_file_that_is_gone_before_its_import_began_is_a_fault_of_the_manifest(
+def test_a_file_deleted_before_its_import_is_a_fault_of_the_manifest(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     assert run(customers(acme=GOOD)).code == 0
@@ -142,7 +142,7 @@ def test_a_file_that_is_gone_before_its_import_began_is_a_fault_of_the_manifest(
     assert simulator.count() == sent
 
 
-def test_files_that_moved_are_found_where_they_are_now(
+def test_moved_files_are_read_from_the_path_in_the_manifest(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     refused = Reply(status=400, body=b'{"error": "not now"}')

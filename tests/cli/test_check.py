@@ -1,4 +1,4 @@
-"""`asyncmig check`: templates from the API, from a file or from nowhere; words, JSON and exit codes."""
+"""`asyncmig check`: with templates from the API, from a file or without templates; text, JSON and exit codes."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def base_url(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> str:
     return simulator.base_url
 
 
-def test_the_account_is_asked_for_its_templates_once(
+def test_check_requests_the_templates_of_the_account_once(
     cli: Cli, customers: Customers, simulator: Simulator, base_url: str
 ) -> None:
     customers(acme=BAD, bolt=GOOD)
@@ -47,13 +47,13 @@ def test_the_account_is_asked_for_its_templates_once(
     assert simulator.count() == simulator.count("GET /templates") == 1
 
 
-@pytest.mark.parametrize("said", ["environment", "manifest"])
-def test_the_base_url_may_come_from_where_the_other_commands_have_it(
-    cli: Cli, customers: Customers, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, said: str
+@pytest.mark.parametrize("origin", ["environment", "manifest"])
+def test_the_base_url_comes_from_the_environment_or_the_manifest(
+    cli: Cli, customers: Customers, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, origin: str
 ) -> None:
     manifest = customers(acme=GOOD).with_suffix(".toml")
     defaults = ""
-    if said == "environment":
+    if origin == "environment":
         monkeypatch.setenv("ASYNCMIG_BASE_URL", simulator.base_url)
     else:
         defaults = f"[defaults]\nbase-url = '{simulator.base_url}'\n"
@@ -65,7 +65,7 @@ def test_the_base_url_may_come_from_where_the_other_commands_have_it(
     assert simulator.count("GET /templates") == 1
 
 
-def test_json_is_an_object_a_line(cli: Cli, customers: Customers, base_url: str) -> None:
+def test_json_output_has_one_object_per_line(cli: Cli, customers: Customers, base_url: str) -> None:
     customers(acme=BAD, bolt=GOOD)
     acme, bolt = map(json.loads, cli("check", "customers.csv", "--json").out.splitlines())
     assert (acme["external_id"], bolt["external_id"]) == ("acme", "bolt")
@@ -78,7 +78,7 @@ def test_json_is_an_object_a_line(cli: Cli, customers: Customers, base_url: str)
 
 
 @pytest.mark.parametrize("wrap", [lambda templates: {"templates": templates}, lambda templates: templates])
-def test_the_example_of_the_help_with_templates_from_a_file(
+def test_the_example_of_the_help_works_with_templates_from_a_file(
     cli: Cli, customers: Customers, monkeypatch: pytest.MonkeyPatch, wrap: Callable[[object], object]
 ) -> None:
     monkeypatch.delenv("VERN_API_KEY")
@@ -91,7 +91,7 @@ def test_the_example_of_the_help_with_templates_from_a_file(
     assert result.out.count("warning:") == 1
 
 
-def test_without_a_key_only_the_files_are_looked_at(
+def test_without_a_key_only_the_files_are_checked(
     cli: Cli, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VERN_API_KEY")
@@ -105,7 +105,7 @@ def test_without_a_key_only_the_files_are_looked_at(
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, 4), (404, 0), (500, 75), (302, 75)])
-def test_templates_that_cannot_be_had(
+def test_the_exit_code_if_the_server_returns_no_templates(
     cli: Cli,
     customers: Customers,
     simulator: Simulator,
@@ -114,7 +114,8 @@ def test_templates_that_cannot_be_had(
     status: int,
     code: int,
 ) -> None:
-    monkeypatch.setattr("asyncmig.session.RetryPolicy", lambda: RetryPolicy(attempts=1))  # the clock is real
+    # Retries would take real time.
+    monkeypatch.setattr("asyncmig.session.RetryPolicy", lambda: RetryPolicy(attempts=1))
 
     def answer(request: Request) -> Reply:
         return Reply(status=status, body=b'{"error": "no"}')
@@ -126,7 +127,7 @@ def test_templates_that_cannot_be_had(
     assert ("does not list templates" if status == 404 else "could not be read") in result.err
 
 
-def test_templates_that_nobody_knows(cli: Cli, tmp_path: Path, customers: Customers) -> None:
+def test_unknown_templates_are_reported(cli: Cli, tmp_path: Path, customers: Customers) -> None:
     customers(acme=GOOD)
     Path("t.json").write_text(json.dumps([{"id": "d", "name": "Deals"}]), encoding="utf-8")
     result = cli("check", "customers.csv", "--templates", "t.json")
@@ -134,19 +135,21 @@ def test_templates_that_nobody_knows(cli: Cli, tmp_path: Path, customers: Custom
     assert "line 2: templates: 'Contacts' is not known; there are ['Deals']" in result.err
 
 
-@pytest.mark.parametrize(("content", "words"), [("{", "not JSON"), ("[{}]", "id"), (None, "No such file")])
-def test_a_file_that_holds_no_templates(
-    cli: Cli, customers: Customers, content: str | None, words: str
+@pytest.mark.parametrize(("content", "message"), [("{", "not JSON"), ("[{}]", "id"), (None, "No such file")])
+def test_a_file_without_valid_templates_is_reported(
+    cli: Cli, customers: Customers, content: str | None, message: str
 ) -> None:
     customers(acme=GOOD)
     if content is not None:
         Path("t.json").write_text(content, encoding="utf-8")
     result = cli("check", "customers.csv", "--templates", "t.json")
     assert (result.code, result.out) == (2, "")
-    assert words in result.err
+    assert message in result.err
 
 
-def test_faults_of_the_manifest_come_first(cli: Cli, customers: Customers, simulator: Simulator) -> None:
+def test_faults_of_the_manifest_are_reported_before_any_request(
+    cli: Cli, customers: Customers, simulator: Simulator
+) -> None:
     customers(acme=b"")
     result = cli("check", "customers.csv", "--base-url", simulator.base_url)
     assert result.code == 2
@@ -154,7 +157,7 @@ def test_faults_of_the_manifest_come_first(cli: Cli, customers: Customers, simul
     assert simulator.count() == 0
 
 
-def test_what_a_file_or_a_server_says_does_not_steer_the_terminal(cli: Cli, customers: Customers) -> None:
+def test_control_characters_of_files_and_templates_are_not_printed(cli: Cli, customers: Customers) -> None:
     manifest = customers(acme=b"Email,Name,\x1b[31mred\nx\x1b[2J,[bold]A[/]\nx\x1b[2J,A\n")
     manifest.write_text(manifest.read_text(encoding="utf-8").replace(",Contacts,", f",{CONTACTS},"), "utf-8")
     red = {"name": "\x1bEmail", "unique": True}
@@ -167,7 +170,7 @@ def test_what_a_file_or_a_server_says_does_not_steer_the_terminal(cli: Cli, cust
     assert "Email: must be unique" in result.out
 
 
-def test_without_the_extra_it_says_what_to_install(
+def test_without_the_extra_the_output_names_what_to_install(
     cli: Cli, customers: Customers, base_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     customers(acme=BAD)

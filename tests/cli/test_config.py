@@ -1,4 +1,4 @@
-"""Where a value comes from: flag, environment, manifest, default; and what is refused on the way."""
+"""The sources of settings (option, environment, manifest, default), and the checks of their values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def settings(out: str) -> dict[str, tuple[str, str]]:
     return {name: tuple(rest.rsplit(maxsplit=1)) for name, rest in rows}  # type: ignore[misc]
 
 
-def test_flag_then_environment_then_manifest_then_default(
+def test_settings_come_from_option_environment_manifest_and_default_in_this_order(
     cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASYNCMIG_RATE", "40/60s")
@@ -64,7 +64,7 @@ def test_flag_then_environment_then_manifest_then_default(
     assert "not set" in cli("config", manifest()).out
 
 
-def test_a_manifest_in_toml_is_migrated_as_its_defaults_say(
+def test_run_uses_the_defaults_of_a_toml_manifest(
     cli: Cli, manifest: Callable[..., Path], simulator: Simulator
 ) -> None:
     path = manifest()
@@ -73,7 +73,7 @@ def test_a_manifest_in_toml_is_migrated_as_its_defaults_say(
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ("concurency = 5", "defaults.concurency: is not a setting; there are scope, rate"),
         ("retries = [1]", "defaults.retries: must be a string, a number, true or false"),
@@ -82,13 +82,15 @@ def test_a_manifest_in_toml_is_migrated_as_its_defaults_say(
         ("max-duration = 'long'", "must look like 90s, 45m or 1h30m"),
     ],
 )
-def test_2_wrong_defaults_are_named(cli: Cli, manifest: Callable[..., Path], more: str, words: str) -> None:
+def test_wrong_defaults_of_a_manifest_exit_2_and_are_named(
+    cli: Cli, manifest: Callable[..., Path], more: str, message: str
+) -> None:
     result = cli("run", manifest(more))
     assert result.code == 2
-    assert words in result.err
+    assert message in result.err
 
 
-def test_2_a_wrong_variable_is_named(
+def test_a_wrong_environment_variable_exits_2_and_is_named(
     cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASYNCMIG_CONCURRENCY", "none")
@@ -106,7 +108,7 @@ def test_2_a_wrong_variable_is_named(
         ("HTTPS_PROXY", "user:1/secret@proxy.example.org:1080"),
     ],
 )
-def test_2_an_address_that_cannot_be_used_is_named_and_its_credentials_are_not_shown(
+def test_an_unusable_address_exits_2_and_its_credentials_are_not_printed(
     cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv("VERN_BASE_URL", "https://api.example.org/api")
@@ -117,20 +119,20 @@ def test_2_an_address_that_cannot_be_used_is_named_and_its_credentials_are_not_s
     assert "secret" not in result.err + result.out + cli("config", manifest()).out
 
 
-def test_2_a_wrong_value_is_named_with_its_origin(
+def test_a_wrong_value_exits_2_and_is_named_with_its_source(
     cli: Cli, manifest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, words = manifest("max-duration = 'long'"), "'long' must look like 90s, 45m or 1h30m"
+    path, message = manifest("max-duration = 'long'"), "'long' must look like 90s, 45m or 1h30m"
     result = cli("config", path)
     assert result.code == 2
-    assert f"{words} (from [defaults] of the manifest)" in result.err
+    assert f"{message} (from [defaults] of the manifest)" in result.err
     monkeypatch.setenv("ASYNCMIG_MAX_DURATION", "long")
-    assert f"{words} (from ASYNCMIG_MAX_DURATION)" in cli("config", path).err
-    assert cli("config", path, "--max-duration", "long").err.rstrip().endswith(words)
+    assert f"{message} (from ASYNCMIG_MAX_DURATION)" in cli("config", path).err
+    assert cli("config", path, "--max-duration", "long").err.rstrip().endswith(message)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"[defaults]\ndecide = approve\n", "line 2: manifest: is not TOML"),
         (b"external_id,name,source,templates,files\n", "line 1: manifest: is not TOML"),
@@ -140,13 +142,13 @@ def test_2_a_wrong_value_is_named_with_its_origin(
     ],
     ids=("value", "csv", "encoding", "workbook", "depth"),
 )
-def test_2_the_settings_of_a_manifest_that_is_not_toml_are_not_shown(
-    cli: Cli, tmp_path: Path, content: bytes, words: str
+def test_config_exits_2_for_a_manifest_that_is_not_toml(
+    cli: Cli, tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "customers.toml").write_bytes(content)
     result = cli("config", "customers.toml")
     assert (result.code, result.out) == (2, "")
-    assert f"customers.toml: {words}" in result.err
+    assert f"customers.toml: {message}" in result.err
 
 
 @pytest.mark.parametrize(

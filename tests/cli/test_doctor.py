@@ -1,4 +1,4 @@
-"""`asyncmig doctor`: one line for each thing, and the exit code of the worst."""
+"""`asyncmig doctor`: one line for each check, and the exit code of the worst result."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ GOOD = b"Email,Name\na@x.de,A\n"
 
 
 def lines(result: Result) -> dict[str, str]:
-    """Return what was said of each thing, with its mark."""
+    """Return the mark and the text of each check by its name."""
     return {line[5:21].strip(): line[:3].strip() + " " + line[23:] for line in result.out.splitlines()}
 
 
@@ -26,7 +26,7 @@ def doctor(cli: Cli, simulator: Simulator, *more: str) -> Result:
     return cli("doctor", "--base-url", simulator.base_url, "--speed", "60", *more)
 
 
-def test_all_is_well_and_one_request_was_sent(cli: Cli, simulator: Simulator) -> None:
+def test_doctor_reports_no_fault_with_one_request(cli: Cli, simulator: Simulator) -> None:
     result = doctor(cli, simulator)
     assert result.code == 0, result.out + result.err
     assert all(text.startswith("ok ") for text in lines(result).values()), result.out
@@ -39,20 +39,20 @@ def test_all_is_well_and_one_request_was_sent(cli: Cli, simulator: Simulator) ->
     assert not Path("fleet.db").exists()
 
 
-def test_after_a_run_it_tells_of_the_journal_and_the_limit(
+def test_doctor_reports_the_journal_and_the_limit_of_the_last_run(
     cli: Cli, simulator: Simulator, customers: Callable[..., Path]
 ) -> None:
     assert cli("run", customers(acme=GOOD), "--base-url", simulator.base_url, "--speed", "60").code == 0
-    said = lines(doctor(cli, simulator))
-    assert "is intact, with 1 customer" in said["journal"]
-    assert "in the last run it was right; 0 requests answered 429" in said["limit"]
+    checks = lines(doctor(cli, simulator))
+    assert "is intact, with 1 customer" in checks["journal"]
+    assert "in the last run it was right; 0 requests answered 429" in checks["limit"]
     report = json.loads(Path("out/report.json").read_text(encoding="utf-8"))
     report["budget"]["limits"]["GET /sources"] = {"limit": 100, "believed": 61, "burst": 61}
     Path("out/report.json").write_text(json.dumps(report), encoding="utf-8")
     assert "turned out lower (GET /sources: 61)" in lines(doctor(cli, simulator))["limit"]
 
 
-def test_a_refused_key_has_its_exit_code(
+def test_doctor_exits_4_if_the_key_is_refused(
     cli: Cli, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VERN_API_KEY", "another")
@@ -62,7 +62,7 @@ def test_a_refused_key_has_its_exit_code(
     assert "Invalid API key" in result.out
 
 
-def test_a_key_that_is_not_set_is_said_before_anything_is_sent(
+def test_doctor_reports_a_missing_key_before_any_request(
     cli: Cli, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VERN_API_KEY")
@@ -72,7 +72,7 @@ def test_a_key_that_is_not_set_is_said_before_anything_is_sent(
     assert simulator.count() == 0
 
 
-def test_a_server_without_a_catalogue_does_not_tell_about_the_key(cli: Cli, simulator: Simulator) -> None:
+def test_doctor_does_not_check_the_key_if_the_server_has_no_catalogue(cli: Cli, simulator: Simulator) -> None:
     simulator.intercept = lambda request: Reply(status=404, body=b'{"error": "No such route"}')
     result = doctor(cli, simulator)
     assert result.code == 0
@@ -80,25 +80,23 @@ def test_a_server_without_a_catalogue_does_not_tell_about_the_key(cli: Cli, simu
     assert "use ids in the manifest), or this is not the API's base URL" in lines(result)["server"]
 
 
-def test_a_server_that_cannot_be_reached_is_a_matter_of_time(cli: Cli) -> None:
+def test_doctor_exits_75_if_the_server_cannot_be_reached(cli: Cli) -> None:
     result = cli("doctor", "--base-url", "http://127.0.0.1:9", "--speed", "600")
     assert result.code == 75
     assert "cannot be reached" in lines(result)["server"]
 
 
-def test_a_clock_that_is_off_is_told(cli: Cli, simulator: Simulator) -> None:
+def test_doctor_reports_a_wrong_clock(cli: Cli, simulator: Simulator) -> None:
     old = {"Date": "Wed, 21 Oct 2015 07:28:00 GMT"}
     simulator.intercept = lambda request: Reply(status=200, body=b'{"sources": []}', headers=old)
     result = cli("doctor", "--base-url", simulator.base_url)
     assert result.code == 2
     assert "ahead of the server's clock: correct it" in lines(result)["clock"]
-    fast = doctor(cli, simulator)  # the clock of `asyncmig sim --speed 60` soon differs from this one
+    fast = doctor(cli, simulator)  # the clock of `asyncmig sim --speed 60` advances faster than the local one
     assert (fast.code, lines(fast)["clock"][:18]) == (0, "? was not compared")
 
 
-def test_a_damaged_journal_and_a_place_that_cannot_be_written_are_told(
-    cli: Cli, simulator: Simulator
-) -> None:
+def test_doctor_reports_a_damaged_journal_and_an_unwritable_folder(cli: Cli, simulator: Simulator) -> None:
     Path("taken").write_text("a file", encoding="utf-8")
     with sqlite3.connect("other.db") as other:
         other.execute("CREATE TABLE t (x)")
@@ -110,7 +108,7 @@ def test_a_damaged_journal_and_a_place_that_cannot_be_written_are_told(
 
 
 PAGE = b"<html><body>Not Found</body></html>"
-ELSEWHERE = {
+OTHER_SERVERS = {
     "404 page": Reply(status=404, body=PAGE, content_type="text/html"),
     "404 plain": Reply(status=404, body=b"404 page not found", content_type="text/plain"),
     "404 empty": Reply(status=404, body=b""),
@@ -131,21 +129,21 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("reply", ELSEWHERE.values(), ids=ELSEWHERE)
-def test_2_another_web_server_is_no_migration_api(cli: Cli, simulator: Simulator, reply: Reply) -> None:
+@pytest.mark.parametrize("reply", OTHER_SERVERS.values(), ids=OTHER_SERVERS)
+def test_doctor_exits_2_if_another_web_server_answers(cli: Cli, simulator: Simulator, reply: Reply) -> None:
     simulator.intercept = lambda request: reply
     result = doctor(cli, simulator)
     assert result.code == 2
-    said = lines(result)
-    assert "is this the api's base url?" in said["server"].lower()
+    checks = lines(result)
+    assert "is this the api's base url?" in checks["server"].lower()
     assert "is accepted" not in result.out
-    assert said["API key"].startswith("? ")
-    assert "limit" in said
+    assert checks["API key"].startswith("? ")
+    assert "limit" in checks
     assert KEY not in result.out + result.err
 
 
 @pytest.mark.parametrize(
-    ("reply", "code", "words"),
+    ("reply", "code", "message"),
     [
         (Reply(status=429, body=b'{"error": "Too many requests"}'), 75, "429"),
         (Reply(status=429, body=b"", headers={"Retry-After": "60"}), 75, "429"),
@@ -155,8 +153,8 @@ def test_2_another_web_server_is_no_migration_api(cli: Cli, simulator: Simulator
     ],
     ids=str,
 )
-def test_what_the_server_says_is_told_at_once(
-    cli: Cli, simulator: Simulator, reply: Reply, code: int, words: str
+def test_doctor_reports_an_error_of_the_server_after_one_request(
+    cli: Cli, simulator: Simulator, reply: Reply, code: int, message: str
 ) -> None:
     asked: list[str] = []
 
@@ -167,11 +165,11 @@ def test_what_the_server_says_is_told_at_once(
     simulator.intercept = answer
     result = cli("doctor", "--base-url", simulator.base_url)
     assert result.code == code
-    assert words in lines(result)["server"]
+    assert message in lines(result)["server"]
     assert len(asked) == 1
 
 
-def test_75_a_server_that_never_answers_is_not_waited_for(cli: Cli) -> None:
+def test_doctor_exits_75_if_the_server_does_not_answer_in_time(cli: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         result = cli("doctor", "--speed", "300", "--base-url", f"http://127.0.0.1:{server.getsockname()[1]}")
     assert result.code == 75
@@ -193,7 +191,7 @@ def test_75_a_server_that_never_answers_is_not_waited_for(cli: Cli) -> None:
     ],
     ids=" ".join,
 )
-def test_every_check_is_made_and_nothing_is_changed(
+def test_doctor_performs_every_check_and_changes_no_file(
     cli: Cli, simulator: Simulator, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
@@ -209,7 +207,7 @@ def test_every_check_is_made_and_nothing_is_changed(
     assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
 
 
-def test_75_a_journal_that_another_program_has_locked(
+def test_doctor_exits_75_if_another_program_has_locked_the_journal(
     cli: Cli, simulator: Simulator, customers: Callable[..., Path]
 ) -> None:
     assert cli("run", customers(acme=GOOD), "--base-url", simulator.base_url, "--speed", "60").code == 0
@@ -220,7 +218,7 @@ def test_75_a_journal_that_another_program_has_locked(
     assert "locked" in lines(result)["journal"]
 
 
-def test_2_a_record_that_cannot_be_decoded_is_told(
+def test_doctor_exits_2_if_a_record_cannot_be_decoded(
     cli: Cli, simulator: Simulator, customers: Callable[..., Path]
 ) -> None:
     assert cli("run", customers(acme=GOOD), "--base-url", simulator.base_url, "--speed", "60").code == 0
@@ -233,7 +231,9 @@ def test_2_a_record_that_cannot_be_decoded_is_told(
     assert "cannot be read" in lines(result)["limit"]
 
 
-def test_a_proxy_of_the_environment_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_the_proxy_of_the_environment_without_its_credentials(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("https_proxy", "http://user:hunter2@127.0.0.1:9")
     result = cli("doctor", "--base-url", "https://api.example.org/v1")
     assert result.code == 75
@@ -242,7 +242,9 @@ def test_a_proxy_of_the_environment_is_named(cli: Cli, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("value", ["socks5://127.0.0.1:9", "http://[", "ftp://hunter2@x"])
-def test_2_a_proxy_that_cannot_be_used_is_told(cli: Cli, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_doctor_exits_2_if_the_proxy_cannot_be_used(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv("https_proxy", value)
     result = cli("doctor", "--base-url", "https://api.example.org/v1")
     assert result.code == 2
@@ -251,7 +253,9 @@ def test_2_a_proxy_that_cannot_be_used_is_told(cli: Cli, monkeypatch: pytest.Mon
     assert "hunter2" not in result.out + result.err
 
 
-def test_75_a_name_server_that_hangs_is_not_waited_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_exits_75_if_the_name_server_does_not_answer(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked, answered = threading.Event(), threading.Event()
 
     def hang(*arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Every command's help ends in an example, and the example runs."""
+"""The help of each command ends with an example, and the example works."""
 
 import re
 import shlex
@@ -11,9 +11,9 @@ from .conftest import Cli, Simulator
 from .test_status import make_journal
 
 FLAWED = b"Email,Name\na@x.de,A\nno,C\n"
-AT_THE_JOURNAL = ("run", "config", "status", "show", "watch", "review", "report", "retry")
+WITH_JOURNAL = ("run", "config", "status", "show", "watch", "review", "report", "retry")
 MAINTENANCE = ("journal backup", "journal compact", "journal forget")
-ELSEWHERE = ("adopt", "check", "demo", "doctor", "sim")
+WITHOUT_JOURNAL = ("adopt", "check", "demo", "doctor", "sim")
 
 
 def example(cli: Cli, command: str) -> list[str]:
@@ -23,11 +23,11 @@ def example(cli: Cli, command: str) -> list[str]:
     return shlex.split(found[1])
 
 
-def test_every_command_has_one(cli: Cli) -> None:
+def test_every_command_has_an_example(cli: Cli) -> None:
     commands = listed(cli("--help").out)
-    assert {*commands} == {*AT_THE_JOURNAL, *ELSEWHERE, "journal"}
+    assert {*commands} == {*WITH_JOURNAL, *WITHOUT_JOURNAL, "journal"}
     assert {f"journal {command}" for command in listed(cli("journal", "--help").out)} == {*MAINTENANCE}
-    for command in {*AT_THE_JOURNAL, *ELSEWHERE, *MAINTENANCE}:
+    for command in {*WITH_JOURNAL, *WITHOUT_JOURNAL, *MAINTENANCE}:
         assert " ".join(example(cli, command)).startswith(f"{command} ") or command == "sim"
 
 
@@ -35,7 +35,7 @@ def listed(text: str) -> list[str]:
     return re.findall(r"^  (\w+)", text.partition("Commands:")[2], re.MULTILINE)
 
 
-def test_they_run(
+def test_the_examples_work(
     cli: Cli,
     simulator: Simulator,
     customers: Callable[..., Path],
@@ -46,7 +46,7 @@ def test_they_run(
     monkeypatch.setenv("ASYNCMIG_SPEED", "60")
     customers(**{"acme-001": FLAWED})
     (tmp_path / "customers.toml").write_text("", encoding="utf-8")
-    results = {command: cli(*example(cli, command)) for command in (*AT_THE_JOURNAL, *MAINTENANCE)}
+    results = {command: cli(*example(cli, command)) for command in (*WITH_JOURNAL, *MAINTENANCE)}
     codes = {command: result.code for command, result in results.items()}
     assert codes == {
         "run": 5,
@@ -67,7 +67,7 @@ def test_they_run(
     assert Path("asyncmig-demo/report.html").is_file()
 
 
-def test_the_version_and_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_prints_its_version_and_completions(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"asyncmig \d+\.\d+\.\d+\S*\n", cli("--version").out)
     monkeypatch.setenv("_ASYNCMIG_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "asyncmig re")
@@ -76,7 +76,9 @@ def test_the_version_and_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("columns", ["50", "66", "80"])
-def test_help_breaks_no_word_at_a_hyphen(cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_help_does_not_break_words_at_hyphens(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     for command in ("run", "sim", "review"):
         text = cli(command, "--help").out

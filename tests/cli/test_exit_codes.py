@@ -1,4 +1,4 @@
-"""Exit codes of what is wrong around a run: a journal that cannot be used, names that are not UTF-8."""
+"""Exit codes for faults outside of a run: an unusable journal, and file names that are not UTF-8."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_busy_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncmig.journal.sqlite_file.BUSY", 0.05)
 
 
@@ -32,7 +32,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def locked(
     request: pytest.FixtureRequest, cli: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> Iterator[tuple[object, ...]]:
-    """A journal that another program keeps locked; the arguments of the run that wrote it."""
+    """Lock a journal as another program does. Return the arguments of the run that wrote it."""
     arguments = ("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", simulator.base_url)
     assert cli(*arguments).code == 0
     with closing(sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)) as other:
@@ -42,8 +42,8 @@ def locked(
         yield arguments
 
 
-@pytest.mark.usefixtures("impatient")
-def test_75_when_another_program_keeps_the_journal_locked(
+@pytest.mark.usefixtures("short_busy_timeout")
+def test_commands_exit_75_when_another_program_keeps_the_journal_locked(
     cli: Cli, locked: tuple[object, ...], simulator: Simulator
 ) -> None:
     before = simulator.count()
@@ -55,8 +55,8 @@ def test_75_when_another_program_keeps_the_journal_locked(
     assert simulator.count() == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_2_when_the_journal_is_read_only(cli: Cli, customers: Customers, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write to read-only files")
+def test_run_exits_2_when_the_journal_is_read_only(cli: Cli, customers: Customers, tmp_path: Path) -> None:
     (tmp_path / "fleet.db").touch(mode=0o400)
     assert cli("run", customers(acme=GOOD)).code == 2
 
@@ -75,9 +75,7 @@ def test_2_when_the_journal_is_read_only(cli: Cli, customers: Customers, tmp_pat
         (OSError("no number"), USAGE),
     ],
 )
-def test_75_for_what_may_be_over_later_and_2_for_what_somebody_has_to_put_right(
-    error: Exception, code: int
-) -> None:
+def test_temporary_errors_have_exit_code_75_and_others_2(error: Exception, code: int) -> None:
     assert code_of_error(error) == code
 
 
@@ -91,7 +89,7 @@ def test_75_for_what_may_be_over_later_and_2_for_what_somebody_has_to_put_right(
         (f"{NOT_UTF8}/deals.csv", "**/deals.csv"),
     ],
 )
-def test_2_for_a_file_whose_name_is_not_utf8(
+def test_run_exits_2_for_an_input_file_whose_name_is_not_utf8(
     cli: Cli, simulator: Simulator, tmp_path: Path, place: str, files: str
 ) -> None:
     path = tmp_path / "in" / place
@@ -108,7 +106,7 @@ def test_2_for_a_file_whose_name_is_not_utf8(
 
 
 @pytest.mark.parametrize("option", ["--out", "--journal", "--report", "manifest", "folder"])
-def test_2_for_an_option_whose_name_is_not_utf8(
+def test_run_exits_2_for_an_option_or_folder_whose_path_is_not_utf8(
     customers: Customers, simulator: Simulator, tmp_path: Path, option: str
 ) -> None:
     manifest, folder = customers(acme=GOOD), tmp_path

@@ -1,4 +1,4 @@
-"""A minimal API generation, registered by a test, runs through everything that is independent of a generation."""
+"""Everything that is independent of an API generation works with a minimal one that the test registers."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ from asyncmig.steps import Entry
 
 from .conftest import Cli
 
-NOWHERE = "http://127.0.0.1:9"  # nothing listens there: no request may be sent
+NO_SERVER = "http://127.0.0.1:9"  # no server listens on this port, so that each request would fail
 
 
 class CopyRecord(msgspec.Struct):
@@ -58,9 +58,10 @@ SOURCES = {"Disk": "disk-1", "Tape": "tape-1"}
 
 
 class Copies(generations.Generation):
-    """Delivers copies of the input files. `calls`: how often a migration was not finished already.
+    """Delivers copies of the input files. `calls` is the number of `migrate` calls for customers not yet delivered.
 
-    A customer with `asks` in its external id parks first. Sources have names and ids.
+    A customer with `asks` in its external id parks first. A customer with `crash` raises an error. Sources have names
+    and ids.
     """
 
     name = "copies"
@@ -183,12 +184,12 @@ def spec(tmp_path: Path) -> Callable[[str], Spec]:
     return make
 
 
-async def test_a_fleet_drives_it_and_one_crash_touches_nobody_else(
+async def test_a_fleet_migrates_with_it_and_an_error_affects_one_customer_only(
     copies: Copies, spec: Callable[[str], Spec], tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
     async with (
-        Session("key", NOWHERE) as session,
+        Session("key", NO_SERVER) as session,
         Fleet(session, journal=journal, to=tmp_path / "out", api="copies", retries=1) as fleet,
     ):
         specs = [spec(each) for each in ("acme", "bolt", "crash")]
@@ -212,7 +213,7 @@ async def test_a_parked_customer_is_canceled_and_a_decision_continues_it(
     copies: Copies, spec: Callable[[str], Spec], tmp_path: Path
 ) -> None:
     journal, to = MemoryJournal(), tmp_path / "out"
-    async with Session("key", NOWHERE) as session:
+    async with Session("key", NO_SERVER) as session:
         assert isinstance(await migrate(session, spec("asks"), journal=journal, to=to, api="copies"), Parked)
         canceled = await copies.cancel(context_of(session), journal, "asks")
         (status,) = await read_statuses(journal)
@@ -228,7 +229,7 @@ async def test_an_external_id_of_another_generation_is_refused_before_any_reques
     copies: Copies, spec: Callable[[str], Spec], tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
-    async with Session("key", NOWHERE) as session:
+    async with Session("key", NO_SERVER) as session:
         await migrate(session, spec("acme"), journal=journal, to=tmp_path / "out", api="copies")
         before = await journal.states()
         refused = await migrate(session, spec("acme"), journal=journal, to=tmp_path / "out")
@@ -239,10 +240,10 @@ async def test_an_external_id_of_another_generation_is_refused_before_any_reques
     assert await journal.states() == before
 
 
-async def test_an_option_that_a_generation_lacks_is_refused_naming_both(
+async def test_an_unsupported_option_is_refused_with_its_name_and_the_generation(
     copies: Copies, spec: Callable[[str], Spec]
 ) -> None:
-    async with Session("key", NOWHERE) as session:
+    async with Session("key", NO_SERVER) as session:
         with pytest.raises(InvalidInput, match=r"export.*copies"):
             Fleet(session, journal=MemoryJournal(), api="copies", export="full")
         with pytest.raises(InvalidInput, match=r"decide.*copies"):
@@ -251,8 +252,8 @@ async def test_an_option_that_a_generation_lacks_is_refused_naming_both(
             )
 
 
-async def test_an_unknown_generation_is_an_error_that_lists_the_known_ones(copies: Copies) -> None:
-    async with Session("key", NOWHERE) as session:
+async def test_an_unknown_generation_raises_an_error_that_lists_the_known_ones(copies: Copies) -> None:
+    async with Session("key", NO_SERVER) as session:
         with pytest.raises(InvalidInput, match="companies, copies"):
             Fleet(session, journal=MemoryJournal(), api="migrationz")
 
@@ -269,13 +270,13 @@ async def test_an_unknown_generation_is_an_error_that_lists_the_known_ones(copie
         b'{"api": "copies", "name": "Acme", "outcome": {"type": "lost"}}',
     ],
 )
-async def test_a_record_that_cannot_be_read_is_the_status_of_its_customer_alone(
+async def test_an_unreadable_record_affects_only_its_customer(
     copies: Copies, spec: Callable[[str], Spec], tmp_path: Path, state: bytes
 ) -> None:
     journal = MemoryJournal()
     async with await journal.claim("acme") as claim:
         await claim.write("created", b"{}", state)
-    async with Session("key", NOWHERE) as session:
+    async with Session("key", NO_SERVER) as session:
         for api in ("companies", "copies"):
             outcome = await migrate(session, spec("acme"), journal=journal, to=tmp_path / "out", api=api)
             assert isinstance(outcome, Failed)
@@ -288,7 +289,7 @@ async def test_a_record_that_cannot_be_read_is_the_status_of_its_customer_alone(
     assert (await journal.states())["acme"] == state
 
 
-def test_the_command_line_runs_it(
+def test_commands_work_with_a_registered_generation(
     cli: Cli, copies: Copies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.csv").write_text("Email\na@x.org\n")
@@ -296,16 +297,16 @@ def test_the_command_line_runs_it(
         "external_id,name,source,files\nacme,Acme,disk-1,a.csv\nasks,Asks,Tape,a.csv\n"
     )
     (tmp_path / "wrong.csv").write_text("external_id,name,source,files\nbolt,Bolt,Dsik,a.csv\n")
-    unknown = cli("run", "customers.csv", "--api", "migrationz", "--base-url", NOWHERE)
+    unknown = cli("run", "customers.csv", "--api", "migrationz", "--base-url", NO_SERVER)
     assert unknown.code == 2
     assert "companies, copies" in unknown.err
     planned = json.loads(cli("run", "customers.csv", "--plan", "--json", "--api", "copies").out)
     assert (planned["new"], planned["requests"]) == (2, {})
     monkeypatch.setenv("ASYNCMIG_API", "copies")
-    misnamed = cli("run", "wrong.csv", "--base-url", NOWHERE)
+    misnamed = cli("run", "wrong.csv", "--base-url", NO_SERVER)
     assert misnamed.code == 2
     assert "line 2: source: 'Dsik' is not known; there are ['Disk', 'Tape']" in misnamed.err
-    ran = cli("run", "customers.csv", "--base-url", NOWHERE)
+    ran = cli("run", "customers.csv", "--base-url", NO_SERVER)
     assert ran.code == 5, ran.err
     assert (tmp_path / "out/acme/a.csv").exists()
     statuses = [json.loads(line) for line in cli("status", "--json").out.splitlines()]
@@ -314,21 +315,21 @@ def test_the_command_line_runs_it(
         "asks": "parked",
     }
     assert {each["api"] for each in statuses} == {"copies"}
-    lacking = cli("review", "asks", "--reject", "--base-url", NOWHERE)
-    assert lacking.code == 2
-    assert "'copies'" in lacking.err
-    assert cli("review", "asks", "--approve", "--base-url", NOWHERE).code == 0
-    again = cli("run", "customers.csv", "--base-url", NOWHERE)
+    unsupported = cli("review", "asks", "--reject", "--base-url", NO_SERVER)
+    assert unsupported.code == 2
+    assert "'copies'" in unsupported.err
+    assert cli("review", "asks", "--approve", "--base-url", NO_SERVER).code == 0
+    again = cli("run", "customers.csv", "--base-url", NO_SERVER)
     assert again.code == 0, again.err
     assert (tmp_path / "out/asks/a.csv").exists()
     assert "copied 1 file" in cli("show", "acme").out
     monkeypatch.delenv("ASYNCMIG_API")
-    refused = cli("run", "customers.csv", "--base-url", NOWHERE)
+    refused = cli("run", "customers.csv", "--base-url", NO_SERVER)
     assert refused.code != 0
     assert copies.calls == 3
 
 
-async def test_a_journal_from_before_the_generations_belongs_to_companies() -> None:
+async def test_records_of_a_version_1_journal_have_the_generation_companies() -> None:
     path = Path(__file__).parents[1] / "journals" / "v1.sqlite"
     async with Journal(path, read_only=True) as journal:
         records = await read_records(journal)

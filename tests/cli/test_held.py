@@ -1,4 +1,4 @@
-"""`--when-held`: a customer that another process works on is left pending, or waited for."""
+"""`--when-held`: a run reports a customer as pending if another process holds it, or waits for that process."""
 
 import asyncio
 import threading
@@ -16,13 +16,13 @@ from .test_run import GOOD, outcomes
 
 @contextmanager
 def held(journal: Path, external_id: str, until: Callable[[], bool]) -> Iterator[None]:
-    """Hold a customer in another thread, as another process would, until `until` is true or the block ends."""
+    """Hold a customer in another thread, like another process, until `until` returns true or the block ends."""
     is_held, ended = threading.Event(), threading.Event()
 
     async def hold() -> None:
         async with Journal(journal) as opened, await opened.claim(external_id):
             is_held.set()
-            while not (until() or ended.is_set()):  # noqa: ASYNC110 - it is about another thread
+            while not (until() or ended.is_set()):  # noqa: ASYNC110 - another thread changes the condition
                 await asyncio.sleep(0.05)
 
     thread = threading.Thread(target=asyncio.run, args=(hold(),))
@@ -36,7 +36,7 @@ def held(journal: Path, external_id: str, until: Callable[[], bool]) -> Iterator
 
 
 @pytest.mark.parametrize(("option", "code", "acme"), [("return", 75, "pending"), ("wait", 0, "delivered")])
-def test_a_held_customer_is_left_or_waited_for(
+def test_a_held_customer_stays_pending_or_is_waited_for(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -50,8 +50,10 @@ def test_a_held_customer_is_left_or_waited_for(
 
     manifest = customers(acme=GOOD, bolt=GOOD)
     with held(tmp_path / "fleet.db", "acme", other_is_created):
-        told = cli("run", manifest, "--when-held", option, "--speed", SPEED, "--base-url", simulator.base_url)
-    assert told.code == code, told
+        result = cli(
+            "run", manifest, "--when-held", option, "--speed", SPEED, "--base-url", simulator.base_url
+        )
+    assert result.code == code, result
     assert outcomes(tmp_path) == {"acme": acme, "bolt": "delivered"}
-    assert ("--when-held wait" in told.out) == (option == "return"), told.out
-    assert ("   held by process " in told.out) == (option == "return"), told.out
+    assert ("--when-held wait" in result.out) == (option == "return"), result.out
+    assert ("   held by process " in result.out) == (option == "return"), result.out

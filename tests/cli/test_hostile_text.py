@@ -1,4 +1,4 @@
-"""Text of files and servers reaches neither terminal nor page as it came, and no planted link is followed."""
+"""Control characters from files and servers are not printed, and symbolic links of others are not followed."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from .conftest import SPEED, Cli, Result, Simulator
 EVIL = "Bad\x9b2J\u202eevil\u2066\u061c\x85\u200f\x7fend"
 NAME = "Bad\u202eevil\u2066\u061c\u200fend"
 """A customer's name: control characters in it are refused."""
-STEERING = frozenset("\x1b\x7f\u061c\u200e\u200f\u2028\u2029") | {
+CONTROL_CHARACTERS = frozenset("\x1b\x7f\u061c\u200e\u200f\u2028\u2029") | {
     chr(code) for span in ((0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x2070)) for code in range(*span)
 }
 Customers = Callable[..., Path]
 
 
-def steering(text: str) -> set[str]:
-    return STEERING & set(text)
+def control_characters(text: str) -> set[str]:
+    return CONTROL_CHARACTERS & set(text)
 
 
 @pytest.fixture
 def hostile(simulator: Simulator) -> Simulator:
-    """A server that says such things wherever it has words, and whose imports park or fail."""
+    """A server whose error for a create request contains control characters."""
 
     def answer(request: Request) -> Reply | None:
         if request.method == "POST" and request.path.endswith("/companies"):
@@ -45,7 +45,9 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_neither_terminal_nor_files_get_it(cli: Cli, hostile: Simulator, tmp_path: Path) -> None:
+def test_control_characters_reach_neither_terminal_nor_reports(
+    cli: Cli, hostile: Simulator, tmp_path: Path
+) -> None:
     customers = manifest(tmp_path)
     results: list[Result] = [
         cli("run", customers, "--speed", SPEED, "--base-url", hostile.base_url, "--report", "page.html"),
@@ -59,17 +61,17 @@ def test_neither_terminal_nor_files_get_it(cli: Cli, hostile: Simulator, tmp_pat
     ]
     assert [result.code for result in results] == [3, 0, 0, 0, 0, 0, 0, 3, 0]
     for result in results:
-        assert not steering(result.out + result.err), result
+        assert not control_characters(result.out + result.err), result
     assert all("evil" in result.out for result in (results[0], results[1], results[4], results[6]))
     for name in ("out/report.json", "page.html", "report.html"):
-        assert not steering(Path(name).read_text(encoding="utf-8")), name
+        assert not control_characters(Path(name).read_text(encoding="utf-8")), name
     report = json.loads(Path("out/report.json").read_bytes())
     assert report["customers"][0]["name"] == NAME
     (checked,) = map(json.loads, results[2].out.splitlines())
     assert checked["files"][0]["headers"][0]["header"] == EVIL
 
 
-def test_a_planted_link_is_not_followed(
+def test_a_symbolic_link_in_place_of_an_output_file_is_not_followed(
     cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -91,26 +93,26 @@ def test_a_run_ignores_damaged_settings_of_the_last_run_and_replaces_them(
     cli: Cli, simulator: Simulator, customers: Customers, planted: str
 ) -> None:
     last = Path("fleet.db.last")
-    reach = ("--speed", SPEED, "--base-url", simulator.base_url)
+    connection = ("--speed", SPEED, "--base-url", simulator.base_url)
     if planted == "fifo":
         os.mkfifo(last)
     elif planted == "link":
         last.symlink_to("nowhere")
     else:
         last.write_text("mine" if planted == "text" else '{"schema": 1}', encoding="utf-8")
-    if planted != "link":  # a link that leads nowhere is a file that is not there
+    if planted != "link":  # a link without a target counts as a missing file
         retried = cli("retry")
         assert retried.code == 2
         assert "fleet.db.last" in retried.err
         assert "fleet.db.last is ignored" in cli("watch").err
-    ended = cli("run", customers(acme=b"Email,Name\na@x.de,A\n"), *reach)
+    ended = cli("run", customers(acme=b"Email,Name\na@x.de,A\n"), *connection)
     assert ended.code == 0, ended.err
     assert ("fleet.db.last is ignored" in ended.err) is (planted != "link")
     assert cli("retry").code == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
-def test_a_report_has_the_mode_of_any_file(cli: Cli, simulator: Simulator, customers: Customers) -> None:
+def test_a_report_has_the_default_file_mode(cli: Cli, simulator: Simulator, customers: Customers) -> None:
     cli("run", customers(acme=b"Email,Name\na@x.de,A\n"), "--speed", SPEED, "--base-url", simulator.base_url)
     Path("other").touch()
     assert stat.S_IMODE(Path("out/report.json").stat().st_mode) == stat.S_IMODE(Path("other").stat().st_mode)

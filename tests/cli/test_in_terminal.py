@@ -1,4 +1,4 @@
-"""The real program in a terminal and in a pipe: what is drawn, what is coloured, and what a typed Ctrl-C does."""
+"""The program in a terminal and in a pipe: live view, colours, and a typed Ctrl-C."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def piped(
     )
 
 
-def test_a_terminal_shows_how_far_it_is_and_ctrl_c_ends_in_order(
+def test_a_terminal_shows_progress_and_ctrl_c_stops_the_run_gracefully(
     simulator: Simulator, customers: Customers
 ) -> None:
     simulator.intercept = still_running
@@ -58,7 +58,7 @@ def test_a_terminal_shows_how_far_it_is_and_ctrl_c_ends_in_order(
     assert "\x1b[" in terminal.raw
 
 
-def test_without_colour_it_draws_without_colour(slow: Simulator, customers: Customers) -> None:
+def test_no_color_disables_colours_in_a_terminal(slow: Simulator, customers: Customers) -> None:
     manifest = customers(acme=GOOD)
     with Terminal(arguments(slow, manifest), manifest.parent, VERN_API_KEY=KEY, NO_COLOR="1") as terminal:
         assert terminal.end() == 0
@@ -66,7 +66,9 @@ def test_without_colour_it_draws_without_colour(slow: Simulator, customers: Cust
     assert not {"\x1b[32m", "\x1b[36m"} & {terminal.raw[i : i + 5] for i in range(len(terminal.raw))}
 
 
-def test_a_coloured_pipe_is_a_pipe(simulator: Simulator, customers: Customers) -> None:
+def test_force_color_adds_colours_but_no_live_view_to_a_pipe(
+    simulator: Simulator, customers: Customers
+) -> None:
     manifest = customers(acme=GOOD)
     ended = piped(simulator, manifest, FORCE_COLOR="1")
     assert ended.returncode == 0
@@ -76,17 +78,17 @@ def test_a_coloured_pipe_is_a_pipe(simulator: Simulator, customers: Customers) -
     }
 
 
-def test_a_pipe_has_no_escapes_and_quiet_says_nothing_when_all_is_well(
+def test_a_pipe_has_no_escapes_and_quiet_prints_nothing_on_success(
     simulator: Simulator, customers: Customers
 ) -> None:
     manifest = customers(acme=GOOD)
-    loud = piped(simulator, manifest, "-v")
-    assert loud.returncode == 0
-    assert "\x1b" not in loud.stdout + loud.stderr
+    verbose = piped(simulator, manifest, "-v")
+    assert verbose.returncode == 0
+    assert "\x1b" not in verbose.stdout + verbose.stderr
     for step in ("creating  acme", "uploading  acme  acme.csv", "completed  run "):
-        assert step in loud.stderr
+        assert step in verbose.stderr
     quiet = piped(simulator, manifest, "--quiet", "--journal", "again.db", "--out", "again")
-    assert quiet.returncode == 6  # a new journal: nobody knows what became of the first creation
+    assert quiet.returncode == 6  # the new journal does not contain the result of the first create request
     assert "unknown  acme" in quiet.stderr
     silent = piped(simulator, manifest, "--quiet")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")

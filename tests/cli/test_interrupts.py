@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the real program ends in order, and the same line goes on."""
+"""SIGINT, SIGTERM and SIGHUP stop the program gracefully, and the same command continues."""
 
 import asyncio
 import io
@@ -24,13 +24,13 @@ from .conftest import KEY, SPEED, Cli, Simulator
 
 @pytest.fixture
 def endless(simulator: Simulator) -> Simulator:
-    """A server whose imports run until its `intercept` is taken away, however slow this computer is."""
+    """A server whose imports run until the test replaces `intercept`."""
     simulator.intercept = still_running
     return simulator
 
 
 def still_running(request: Request) -> Reply | None:
-    """Answer a poll: the import runs."""
+    """Answer that the import runs if the request is a poll."""
     run = re.search(r"/imports/([^/?]+)$", request.path)
     if request.method != "GET" or run is None:
         return None
@@ -38,14 +38,14 @@ def still_running(request: Request) -> Reply | None:
 
 
 def wait_for(imports: int, simulator: Simulator, process: "subprocess.Popen[str]") -> None:
-    """Wait until so many imports were started."""
+    """Wait until this number of imports was started."""
     while simulator.count("POST /companies/{id}/imports") < imports:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
 def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Start the real program in `folder`."""
+    """Start the program in `folder`."""
     return subprocess.Popen(
         [sys.executable, "-m", "asyncmig", *args],
         cwd=folder,
@@ -57,15 +57,15 @@ def started(args: Sequence[str], folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(autouse=True)
-def hang_ups_are_heard() -> Iterator[None]:
-    """Undo what `nohup` does to the tests: a program that is started with SIGHUP ignored goes on ignoring it."""
+def default_sighup() -> Iterator[None]:
+    """Restore the default action of SIGHUP. Under `nohup`, the started programs would inherit that it is ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_in_order_and_the_same_line_goes_on(
+def test_a_signal_stops_the_run_gracefully_and_the_same_command_continues(
     endless: Simulator, cli: Cli, customers: Callable[..., Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")
@@ -76,12 +76,12 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
     out, err = process.communicate()
 
     assert process.returncode == 75, err
-    said = (
+    message = (
         "the terminal was closed (SIGHUP)"
         if number is signal.SIGHUP
         else "Interrupted: no new work is started"
     )
-    assert said in err
+    assert message in err
     assert "Imports continue at the server. To continue here:\n  asyncmig run" in out
     rows = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["customers"]
     assert [row["outcome"] for row in rows] == ["pending", "pending"]
@@ -96,7 +96,7 @@ def test_a_signal_ends_in_order_and_the_same_line_goes_on(
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
-def test_a_second_hangup_is_in_no_hurry_and_one_that_was_ignored_at_start_up_stays_so(
+def test_a_second_sighup_does_not_stop_at_once_and_an_ignored_sighup_stays_ignored(
     endless: Simulator, customers: Callable[..., Path], tmp_path: Path, ignored: bool
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n")
@@ -119,10 +119,10 @@ def test_a_second_hangup_is_in_no_hurry_and_one_that_was_ignored_at_start_up_sta
 
 
 @pytest.mark.looptime
-async def test_a_second_signal_cancels_at_once() -> None:
-    words = io.StringIO()
+async def test_a_second_interrupt_cancels_at_once() -> None:
+    output = io.StringIO()
     session = Session(KEY, "http://127.0.0.1:9/api/v1")
-    with Interrupts(session, Console(file=words)) as interrupts:
+    with Interrupts(session, Console(file=output)) as interrupts:
         loop = asyncio.get_running_loop()
         loop.call_later(1.0, interrupts.interrupt)
         loop.call_later(2.0, interrupts.interrupt)
@@ -132,10 +132,10 @@ async def test_a_second_signal_cancels_at_once() -> None:
         assert loop.time() == 2.0
         await asyncio.sleep(2.0)
     assert interrupts.count == 3
-    assert "Stopping at once." in words.getvalue()
+    assert "Stopping at once." in output.getvalue()
 
 
-def test_it_ends_in_order_when_nobody_reads_its_events_any_more(
+def test_a_run_stops_gracefully_when_the_reader_of_its_events_closes_stdout(
     endless: Simulator, customers: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", bolt=b"Email,Name\nb@x.de,B\n")

@@ -1,4 +1,4 @@
-"""`--journal` with a PostgreSQL: as a URL, and as an environment variable that holds one."""
+"""`--journal` with a PostgreSQL database, given as a URL or as an environment variable that contains the URL."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ SECRET = "s3cr3t"
 
 @pytest.fixture
 def address(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty database, with a password (which the server does not ask for)."""
+    """The URL of an empty database, with a password. The server does not require it."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with database(database_url) as url:
         yield url.replace("@", f":{SECRET}@")
@@ -26,7 +26,7 @@ def address(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(params=["variable", "url", "ASYNCMIG_JOURNAL"])
 def journal(request: pytest.FixtureRequest, address: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The options that name the journal."""
+    """Return the options that select the journal."""
     if request.param == "url":
         return ("--journal", address.replace(f":{SECRET}@", "@"))
     name = "WORKERS_DATABASE" if request.param == "variable" else request.param
@@ -35,7 +35,7 @@ def journal(request: pytest.FixtureRequest, address: str, monkeypatch: pytest.Mo
 
 
 def commands(result: Result) -> list[list[str]]:
-    """Return the commands that a result prints, as arguments."""
+    """Return the arguments of each printed command."""
     return [line.split()[1:] for line in result.out.splitlines() if line.startswith("  asyncmig ")]
 
 
@@ -46,12 +46,12 @@ def test_each_command_works_on_a_journal_in_a_database(
     journal: tuple[str, ...],
     tmp_path: Path,
 ) -> None:
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
-    before = cli("doctor", *journal, *reach)
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
+    before = cli("doctor", *journal, *connection)
     assert "has no journal: the first run creates it" in before.out
     assert cli("status", *journal).code == 2
 
-    ran = cli("run", customers(acme=GOOD, bolt=ASKS), *journal, *reach)
+    ran = cli("run", customers(acme=GOOD, bolt=ASKS), *journal, *connection)
     assert ran.code == 5, ran.err
     assert not list(tmp_path.glob("fleet.db*"))
     results = [ran, before]
@@ -62,7 +62,7 @@ def test_each_command_works_on_a_journal_in_a_database(
     shown = cli("show", "acme", *journal)
     assert (shown.code, "delivered" in shown.out) == (0, True)
     assert cli("watch", *journal).code == 5
-    assert "2 customers" in cli("doctor", *journal, *reach).out
+    assert "2 customers" in cli("doctor", *journal, *connection).out
     assert cli("report", *journal, "--report", "page.html").code == 0
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "acme" in page
@@ -91,7 +91,7 @@ def test_each_command_works_on_a_journal_in_a_database(
         assert path.is_dir() or SECRET.encode() not in path.read_bytes()
 
 
-def test_a_name_is_a_variable_only_if_it_holds_the_url_of_a_database(
+def test_a_journal_name_is_a_variable_only_if_it_contains_the_url_of_a_database(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -99,12 +99,12 @@ def test_a_name_is_a_variable_only_if_it_holds_the_url_of_a_database(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("fleet", "/somewhere")
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
-    assert cli("run", customers(acme=GOOD), "--journal", "fleet", *reach).code == 0
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
+    assert cli("run", customers(acme=GOOD), "--journal", "fleet", *connection).code == 0
     assert (tmp_path / "fleet").is_file()
 
 
-def test_a_url_in_a_manifest_is_no_path_and_may_have_no_password(
+def test_a_journal_url_in_a_manifest_works_and_is_refused_with_a_password(
     cli: Cli, customers: Callable[..., Path], simulator: Simulator, address: str, tmp_path: Path
 ) -> None:
     customers(acme=GOOD)
@@ -115,10 +115,10 @@ def test_a_url_in_a_manifest_is_no_path_and_may_have_no_password(
         f'[[company]]\nexternal_id = "acme"\nname = "Acme"\nsource = "{table[2]}"\nfiles = "../{table[-1]}"\n'
     )
     manifest = folder / "customers.toml"
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
     for url, code in ((address, 2), (address.replace(f":{SECRET}@", "@"), 0)):
         manifest.write_text(f'[defaults]\njournal = "{url}"\n{company}', encoding="utf-8")
-        result = cli("run", manifest, *reach)
+        result = cli("run", manifest, *connection)
         assert result.code == code, result.err
         assert SECRET not in result.out + result.err
     assert JournalPlace(address).beside("last").is_file()

@@ -1,4 +1,4 @@
-"""`asyncmig journal`: backup, compact, forget."""
+"""`asyncmig journal`: the commands backup, compact and forget."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,21 +17,21 @@ ASKS = b"Email,Name\na@x.de,A\na@x.de,A\n"
 def journal(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, ...]]:
-    """The options that name a new journal."""
+    """Return the options that select a new journal."""
     if request.param == "file":
         yield ()
         return
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with database(request.getfixturevalue("database_url")) as url:
-        monkeypatch.setenv("OURS", url)
-        yield ("--journal", "OURS")
+        monkeypatch.setenv("TEST_DATABASE", url)
+        yield ("--journal", "TEST_DATABASE")
 
 
-def test_delivered_customers_are_forgotten_and_others_only_by_force(
+def test_forget_removes_delivered_customers_and_others_only_with_force(
     cli: Cli, customers: Callable[..., Path], simulator: Simulator, journal: tuple[str, ...]
 ) -> None:
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
-    assert cli("run", customers(acme=GOOD, bolt=ASKS, cafe=GOOD), *journal, *reach).code == 5
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
+    assert cli("run", customers(acme=GOOD, bolt=ASKS, cafe=GOOD), *journal, *connection).code == 5
 
     def known() -> set[str]:
         return {line.split('"external_id": "')[1].split('"')[0] for line in status().splitlines()}
@@ -52,20 +52,18 @@ def test_delivered_customers_are_forgotten_and_others_only_by_force(
     assert status() == ""
 
 
-def test_a_backup_and_a_smaller_file(
+def test_backup_writes_a_usable_copy_and_compact_shrinks_the_file(
     cli: Cli, customers: Callable[..., Path], simulator: Simulator, tmp_path: Path
 ) -> None:
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
     assert cli("journal", "backup", "copy.db").code == cli("journal", "compact").code == 2
     assert not (tmp_path / "fleet.db").exists()
-    assert cli("run", customers(acme=GOOD), *reach).code == 0
+    assert cli("run", customers(acme=GOOD), *connection).code == 0
     saved = cli("journal", "backup", "copy.db")
     assert (saved.code, "copy.db" in saved.err) == (0, True)
     assert cli("journal", "backup", "copy.db").code == 2
     sent = simulator.count()
-    assert (
-        cli("run", "customers.csv", "--journal", "copy.db", *reach).code == 0
-    )  # it knows that all is delivered
+    assert cli("run", "customers.csv", "--journal", "copy.db", *connection).code == 0
     assert simulator.count() == sent
     compacted = cli("journal", "compact")
     assert (compacted.code, "bytes now" in compacted.err) == (0, True)
@@ -75,9 +73,11 @@ def test_a_backup_and_a_smaller_file(
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [(("backup", "copy.db"), "pg_dump"), (("compact",), "autovacuum")]
+    ("command", "tool"), [(("backup", "copy.db"), "pg_dump"), (("compact",), "autovacuum")]
 )
-def test_what_a_database_does_itself_is_said(cli: Cli, command: tuple[str, ...], said: str) -> None:
+def test_backup_and_compact_name_the_tool_of_a_database(
+    cli: Cli, command: tuple[str, ...], tool: str
+) -> None:
     result = cli("journal", *command, "--journal", "postgresql://127.0.0.1:1/x")
     assert result.code == 2
-    assert said in result.err
+    assert tool in result.err

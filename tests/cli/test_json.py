@@ -1,4 +1,4 @@
-"""`--json`: one event a line, in a schema that programs may rely on."""
+"""`--json` prints one event per line in a stable schema."""
 
 import json
 from collections.abc import Callable
@@ -46,13 +46,13 @@ ROW = CustomerStatus(
 )
 
 
-def test_the_schema_is_what_it_was(
+def test_json_events_keep_the_schema(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncmig.cli.json_output.version", lambda package: "V")
     now = 1000.0
-    feed = EventPrinter(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
-    feed.begin(1)
+    printer = EventPrinter(clock=lambda: now, wall=lambda: "T", requests=True, abandoned=lambda: None)
+    printer.begin(1)
     now = at = 1001.5
     request = {"endpoint": "POST /companies", "lane": "WORK", "attempt": 1}
     for event in (
@@ -67,13 +67,13 @@ def test_the_schema_is_what_it_was(
             at=at, ids={"company": "c", "run": "r"}, status="completed", seconds=60.0, noticed_within=2.0
         ),
     ):
-        feed.note(event)
-    feed.outcome(ROW)
-    feed.end((ROW,), exit_code=0, reason=None)
+        printer.note(event)
+    printer.outcome(ROW)
+    printer.end((ROW,), exit_code=0, reason=None)
     assert capsys.readouterr().out == GOLDEN
 
 
-def test_a_run_speaks_it_on_stdout_and_words_on_stderr(
+def test_run_prints_json_events_to_stdout_and_text_to_stderr(
     cli: Cli, customers: Callable[..., Path], simulator: Simulator
 ) -> None:
     manifest = customers(acme=b"Email,Name\na@x.de,A\n", cafe=b"Email,Name\na@x.de,Caf\xe9\n")
@@ -90,7 +90,7 @@ def test_a_run_speaks_it_on_stdout_and_words_on_stderr(
     assert {event["external_id"] for event in events if event["type"] == "Outcome"} == {"acme", "cafe"}
     assert "delivered  acme" in result.err
     assert "A failed customer is imported again" in result.err
-    more = cli(
+    verbose = cli(
         "run",
         manifest,
         "--json",
@@ -102,4 +102,4 @@ def test_a_run_speaks_it_on_stdout_and_words_on_stderr(
         "--base-url",
         simulator.base_url,
     )
-    assert {json.loads(line)["type"] for line in more.out.splitlines()} >= {"RequestSent", "RequestDone"}
+    assert {json.loads(line)["type"] for line in verbose.out.splitlines()} >= {"RequestSent", "RequestDone"}

@@ -32,7 +32,7 @@ def asks(*questions: Question) -> Script:
 
 @pytest.fixture
 def run(cli: Cli, customers: Customers) -> Runs:
-    """Run customers with a file each: `run(world, "--decide", "approve", acme=GOOD)`."""
+    """Run customers that have one file each: `run(world, "--decide", "approve", acme=GOOD)`."""
 
     def begin(world: World, *options: str, **files: bytes) -> Result:
         limits = "per-endpoint" if not world.limits.by_class else "agent=60/60s,create=60/60s,generate=60/60s"
@@ -46,7 +46,7 @@ def statuses(cli: Cli) -> dict[str, dict[str, object]]:
     return {line["external_id"]: line for line in map(json.loads, cli("status", "--json").out.splitlines())}
 
 
-def test_0_flagged_rows_are_delivered_with_a_warning(
+def test_run_delivers_flagged_rows_with_a_warning_and_exits_0(
     account: Accounts, run: Runs, cli: Cli, tmp_path: Path
 ) -> None:
     result = run(account(), "--decide", "approve", acme=GOOD, bolt=FLAWED)
@@ -65,7 +65,7 @@ def test_0_flagged_rows_are_delivered_with_a_warning(
     assert "with flagged rows" in cli("show", "bolt").out
 
 
-def test_5_what_is_parked_is_shown_with_the_commands_that_decide(
+def test_review_shows_parked_customers_with_the_commands_that_decide_and_exits_5(
     account: Accounts, run: Runs, cli: Cli
 ) -> None:
     scripts = {"acme": asks(CURRENCY, Question(text="Why?")), "cafe": script(Block(credentials=CREDENTIALS))}
@@ -78,7 +78,7 @@ def test_5_what_is_parked_is_shown_with_the_commands_that_decide(
     assert "acme, cafe wait for a person" in cli("status").out
     shown = cli("review")
     assert shown.code == 5
-    for words in (
+    for message in (
         "Which currency have the amounts?\n      1) EUR\n      2) US Dollar\n",
         "asyncmig review acme --answer q1=EUR --answer q2=TEXT\n",
         "asyncmig review acme --cancel\n",
@@ -89,14 +89,14 @@ def test_5_what_is_parked_is_shown_with_the_commands_that_decide(
         "fields: token",
         "asyncmig review cafe --credentials VARIABLE\n",
     ):
-        assert words in shown.out
+        assert message in shown.out
     lines = {line["external_id"]: line for line in map(json.loads, cli("review", "--json").out.splitlines())}
     assert [lines[name]["attention"]["kind"] for name in ("acme", "bolt", "cafe")] == [
         *("questions", "preview", "credentials"),
     ]
 
 
-def test_decisions_by_options_go_to_the_delivery(
+def test_review_options_decide_parked_customers_up_to_the_delivery(
     account: Accounts, run: Runs, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripts = {"acme": asks(CURRENCY, Question(text="Why?")), "cafe": script(Block(credentials=CREDENTIALS))}
@@ -118,7 +118,7 @@ def test_decisions_by_options_go_to_the_delivery(
     assert not [path for path in Path().rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
 
 
-def test_a_label_without_regard_to_case_and_a_number_are_answers(
+def test_review_accepts_the_number_of_an_option_and_its_label_in_any_case(
     account: Accounts, run: Runs, cli: Cli
 ) -> None:
     world = account(scripts={name: asks(CURRENCY) for name in ("acme", "bolt", "cafe")})
@@ -130,7 +130,7 @@ def test_a_label_without_regard_to_case_and_a_number_are_answers(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("acme", "--approve"), "the run asks questions. Give one of --answer, --cancel, --reject"),
         (("acme", "--change", "x"), "the run asks questions"),
@@ -142,8 +142,8 @@ def test_a_label_without_regard_to_case_and_a_number_are_answers(
         (("cafe", "--credentials", "sk-s3cret!"), "must be the name of an environment variable"),
     ],
 )
-def test_2_a_decision_that_does_not_fit_is_not_sent(
-    account: Accounts, run: Runs, cli: Cli, arguments: tuple[str, ...], words: str
+def test_review_exits_2_and_does_not_send_a_decision_of_the_wrong_kind(
+    account: Accounts, run: Runs, cli: Cli, arguments: tuple[str, ...], message: str
 ) -> None:
     scripts = {"acme": asks(CURRENCY), "cafe": script(Block(credentials=CREDENTIALS))}
     world = account(scripts=scripts)
@@ -151,12 +151,12 @@ def test_2_a_decision_that_does_not_fit_is_not_sent(
     before = [entry.endpoint for entry in world.ledger.entries if entry.method != "GET"]
     result = cli("review", *arguments)
     assert result.code == 2
-    assert words in result.err
+    assert message in result.err
     assert "s3cret" not in result.err
     assert [entry.endpoint for entry in world.ledger.entries if entry.method != "GET"] == before
 
 
-def test_rules_answer_and_a_question_without_one_parks_with_the_reason(
+def test_answer_rules_answer_questions_and_a_question_without_a_rule_parks(
     account: Accounts, run: Runs, tmp_path: Path
 ) -> None:
     (tmp_path / "answers.toml").write_text('[[answer]]\nquestion = "currency"\nchoose = "us DOLLAR"\n')
@@ -169,7 +169,7 @@ def test_rules_answer_and_a_question_without_one_parks_with_the_reason(
     assert "Which country?" in result.out
 
 
-def test_a_person_at_the_terminal_answers_enters_credentials_and_approves(
+def test_review_in_a_terminal_sends_answers_changes_and_credentials(
     account: Accounts, run: Runs, tmp_path: Path, cli: Cli
 ) -> None:
     scripts = {"acme": asks(CURRENCY, Question(text="Why?")), "cafe": script(Block(credentials=CREDENTIALS))}
@@ -202,7 +202,7 @@ def test_a_person_at_the_terminal_answers_enters_credentials_and_approves(
     assert "The next run of the command continues the decided customers." in terminal.text
 
 
-def test_cancel_ends_the_customer_as_failed_and_retry_generates_anew(
+def test_review_cancel_makes_the_customer_failed_and_retry_starts_a_new_run(
     account: Accounts, run: Runs, cli: Cli
 ) -> None:
     world = account(scripts={"acme": asks(CURRENCY)})
@@ -225,7 +225,7 @@ def test_watch_follows_a_run_of_either_generation(account: Accounts, run: Runs, 
 
 
 @needs_browser
-def test_the_report_links_to_previews_that_a_browser_shows_as_they_were_sent(
+def test_report_links_to_previews_with_the_flags_that_the_server_sent(
     account: Accounts, run: Runs, cli: Cli, tmp_path: Path
 ) -> None:
     world = account()
@@ -244,7 +244,7 @@ def test_retry_takes_the_generation_from_the_journal(account: Accounts, run: Run
     assert cli("retry").code == 0
 
 
-def test_one_journal_may_contain_both(
+def test_a_journal_can_contain_customers_of_both_generations(
     account: Accounts, run: Runs, cli: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     world = account(scripts={"acme": asks(CURRENCY)})
@@ -264,7 +264,7 @@ def test_one_journal_may_contain_both(
     assert "migrations" in refused.out + refused.err
 
 
-def test_an_adopted_migration_is_named_as_one(account: Accounts, run: Runs, cli: Cli) -> None:
+def test_adopt_records_the_id_of_a_migration(account: Accounts, run: Runs, cli: Cli) -> None:
     world = account()
     assert run(world, acme=GOOD).code == 5
     (migration,) = world.migrations
@@ -275,7 +275,7 @@ def test_an_adopted_migration_is_named_as_one(account: Accounts, run: Runs, cli:
     assert str(world.verdict(1e6)) == "no faults"
 
 
-def test_doctor_and_the_plan_know_the_limits_of_the_generation(
+def test_doctor_and_plan_use_the_limits_of_the_generation(
     account: Accounts, run: Runs, cli: Cli, customers: Customers
 ) -> None:
     world = account(plan=False)
@@ -322,11 +322,11 @@ def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
     assert re.search(r"^ *60/1h +1 +1 +0 +create$", shown, re.MULTILINE)
     assert re.search(r"^ +3 +0 +0 +run slots$", shown, re.MULTILINE)
     assert max(map(len, shown.splitlines())) <= 80
-    told = {
+    budgets = {
         each["budget"]: each
         for each in map(json.loads, cli("status", "--budgets", "--json").out.splitlines())
     }
-    assert told["create"] == {
+    assert budgets["create"] == {
         "schema": 2,
         "budget": "create",
         "limit": 60,
@@ -336,10 +336,10 @@ def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
         "refused": 0,
         "is_assumed": False,
     }
-    assert (told["runs"]["limit"], told["runs"]["used"], told["runs"]["window"]) == (3, 0, None)
-    examined = cli("doctor", *at, *limits).out
-    assert "budget create     60/1h; the last run sent 1 request, 0 answered 429\n" in examined
-    assert "run slots         3; at the end of the last run, 0 of 3 were taken\n" in examined
+    assert (budgets["runs"]["limit"], budgets["runs"]["used"], budgets["runs"]["window"]) == (3, 0, None)
+    checked = cli("doctor", *at, *limits).out
+    assert "budget create     60/1h; the last run sent 1 request, 0 answered 429\n" in checked
+    assert "run slots         3; at the end of the last run, 0 of 3 were taken\n" in checked
     (tmp_path / "out/report.json").unlink()
     assert re.search(r"^ *60/1h +1 +create$", cli("status").out, re.MULTILINE)  # from the send log
     settings = tmp_path / "fleet.db.last"
@@ -350,7 +350,7 @@ def test_budgets_and_run_slots_are_shown_by_name_after_a_run(
     assert "1 delivered" in unknown.out
 
 
-def test_4_after_a_403_nothing_more_is_started(account: Accounts, run: Runs) -> None:
+def test_run_exits_4_after_a_403_and_starts_no_more_runs(account: Accounts, run: Runs) -> None:
     world = account(plan=False)
     result = run(world, acme=GOOD, bolt=GOOD)
     assert result.code == 4
@@ -358,7 +358,7 @@ def test_4_after_a_403_nothing_more_is_started(account: Accounts, run: Runs) -> 
     assert not world.migrations
 
 
-def test_75_when_runs_that_wait_for_people_hold_every_run_slot(
+def test_run_exits_75_when_runs_that_wait_for_a_person_hold_every_run_slot(
     account: Accounts, run: Runs, cli: Cli
 ) -> None:
     names = ("acme", "bolt", "cafe", "dora")
@@ -384,9 +384,7 @@ def test_75_when_runs_that_wait_for_people_hold_every_run_slot(
         assert name in cli("status").out
 
 
-def test_a_blocked_run_is_canceled_after_the_time_that_is_given(
-    account: Accounts, run: Runs, cli: Cli
-) -> None:
+def test_cancel_blocked_after_cancels_a_blocked_run(account: Accounts, run: Runs, cli: Cli) -> None:
     world = account(scripts={"acme": asks(CURRENCY)})
     result = run(world, "--cancel-blocked-after", "30s", acme=GOOD)
     assert result.code == 5, result.out + result.err

@@ -1,4 +1,4 @@
-"""The rate's spelling, and the line that goes on."""
+"""The syntax of rates and limits, and the printed command that continues a run."""
 
 from pathlib import Path
 
@@ -23,19 +23,19 @@ from .conftest import Cli
         (" 1000/1H ", Rate(1000, 3600.0)),
     ],
 )
-def test_a_rate_is_read(text: str, rate: Rate) -> None:
+def test_parse_rate_accepts_valid_rates(text: str, rate: Rate) -> None:
     assert parse_rate(text) == rate
 
 
 @pytest.mark.parametrize(
     "text", ["", "100", "100/", "0/60s", "100/0s", "-1/60s", "a/b", "100/60s/2", "1e3/60s"]
 )
-def test_anything_else_is_no_rate(text: str) -> None:
+def test_parse_rate_rejects_other_texts(text: str) -> None:
     with pytest.raises(InvalidInput, match="rate"):
         parse_rate(text)
 
 
-def test_the_line_that_goes_on_names_what_is_not_a_default() -> None:
+def test_the_command_that_continues_contains_only_options_that_are_not_defaults() -> None:
     options = Options(
         manifest=Path("my customers.csv"),
         rate=Rate(50, 60.0),
@@ -49,23 +49,23 @@ def test_the_line_that_goes_on_names_what_is_not_a_default() -> None:
     assert Options(manifest=Path("c.csv")).command() == "asyncmig run c.csv"
 
 
-def test_2_an_error_of_the_system_is_a_sentence(cli: Cli, tmp_path: Path) -> None:
+def test_an_error_of_the_operating_system_exits_2_with_one_sentence(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
     for out in ("taken", "taken/below"):
-        told = cli("demo", "--out", out, "--customers", "1")
-        assert (told.code, "taken is not a folder" in told.err) == (2, True), told.err
-    told = cli("sim", "--ledger", "none/ledger.json")
-    assert (told.code, told.err) == (2, "Error: none/ledger.json: No such file or directory\n")
+        result = cli("demo", "--out", out, "--customers", "1")
+        assert (result.code, "taken is not a folder" in result.err) == (2, True), result.err
+    result = cli("sim", "--ledger", "none/ledger.json")
+    assert (result.code, result.err) == (2, "Error: none/ledger.json: No such file or directory\n")
 
 
 @pytest.mark.parametrize("limits", ["by-class", "agent=50/1h,runs=5", "endpoint=60/60s"])
-def test_limits_are_an_option_and_survive_a_round_trip(limits: str) -> None:
+def test_limits_are_read_and_written_without_a_change(limits: str) -> None:
     settings = read_settings({"limits": limits})
     assert settings.all_limits == Limits.parse(limits)
     assert read_settings(settings.given()) == settings
 
 
-def test_limits_and_their_short_form_exclude_each_other() -> None:
+def test_limits_and_rate_exclude_each_other() -> None:
     with pytest.raises(InvalidInput, match="give one or the other"):
         _ = read_settings({"limits": "by-class", "rate": "50/60s"}).all_limits
 

@@ -1,4 +1,4 @@
-"""A server of another API generation than `--api` names: it is told, nothing is created, and nothing stays behind."""
+"""If the server has another API generation than `--api`, the error names it, and no company or record is created."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ Customers = Callable[..., Path]
 pytestmark = pytest.mark.skipif("migrations" not in generations.known(), reason="there is one generation")
 
 
-def test_run_says_which_generation_the_server_speaks(
+def test_run_names_the_generation_of_the_server(
     cli: Cli, account: Accounts, customers: Customers, tmp_path: Path
 ) -> None:
     world = account()
@@ -27,14 +27,13 @@ def test_run_says_which_generation_the_server_speaks(
     assert "0 customers" in cli("status").out
 
 
-def test_a_404_of_the_first_creation_shows_it_and_the_journal_forgets_the_customers(
+def test_a_404_of_the_first_create_request_detects_it_and_leaves_no_records(
     cli: Cli, account: Accounts, customers: Customers, tmp_path: Path
 ) -> None:
     world = account()
     manifest = customers(acme=GOOD, bolt=GOOD)
-    text = manifest.read_text(encoding="utf-8").replace(
-        "HubSpot,Contacts", f"{SOURCE},"
-    )  # ids are not looked up
+    # With an id, the command sends no catalogue request.
+    text = manifest.read_text(encoding="utf-8").replace("HubSpot,Contacts", f"{SOURCE},")
     manifest.write_text(text, encoding="utf-8")
     result = cli("run", manifest, "--base-url", world.base_url, "--speed", SPEED)
     assert result.code == 2
@@ -43,7 +42,7 @@ def test_a_404_of_the_first_creation_shows_it_and_the_journal_forgets_the_custom
     assert "0 customers" in cli("status").out
 
 
-def test_another_404_of_a_creation_is_the_customers_own(
+def test_a_404_with_another_error_fails_only_the_customer(
     cli: Cli, simulator: Simulator, customers: Customers
 ) -> None:
     gone = Reply(status=404, body=b'{"error": "Source not found"}')
@@ -53,9 +52,7 @@ def test_another_404_of_a_creation_is_the_customers_own(
     assert "Source not found" in result.out
 
 
-def test_doctor_says_which_generation_the_server_speaks(
-    cli: Cli, account: Accounts, simulator: Simulator
-) -> None:
+def test_doctor_names_the_generation_of_the_server(cli: Cli, account: Accounts, simulator: Simulator) -> None:
     world = account()
     result = cli("doctor", "--base-url", world.base_url, "--speed", SPEED)
     assert result.code == 2
@@ -74,5 +71,7 @@ def test_doctor_says_which_generation_the_server_speaks(
         (["sources"], None),
     ],
 )
-def test_only_a_clear_response_shows_another_generation(listed: object, other: str | None) -> None:
+def test_only_an_unambiguous_response_identifies_another_generation(
+    listed: object, other: str | None
+) -> None:
     assert generations.spoken_instead("companies", listed) == other

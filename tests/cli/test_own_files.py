@@ -1,4 +1,4 @@
-"""No file of a customer is replaced by what a run writes, and nothing that a run writes is taken for an input."""
+"""A run does not replace input files, and does not read its own output as input."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def put(path: Path, content: bytes = GOOD) -> Path:
 
 @pytest.fixture
 def uploaded(simulator: Simulator) -> list[str]:
-    """The names of the files that are uploaded, in their order."""
+    """The names of the uploaded files in the order of their uploads."""
     names: list[str] = []
 
     def note(request: Request) -> Reply | None:
@@ -56,7 +56,7 @@ def uploaded(simulator: Simulator) -> list[str]:
 
 @pytest.mark.parametrize("files", ["acme/*.csv", "acme/Contacts.csv", "./acme/../acme/Contacts.csv"])
 @pytest.mark.parametrize("out", [".", "absolute", "linked"])
-def test_an_input_where_sheets_are_delivered_is_refused_before_any_request(
+def test_an_input_in_its_delivery_folder_is_refused_before_any_request(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path, files: str, out: str
 ) -> None:
     source = put(tmp_path / "acme/Contacts.csv")
@@ -69,7 +69,7 @@ def test_an_input_where_sheets_are_delivered_is_refused_before_any_request(
     assert simulator.count() == 0
 
 
-def test_so_is_one_in_the_folder_of_another_customer(
+def test_an_input_in_the_delivery_folder_of_another_customer_is_refused(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
 ) -> None:
     put(tmp_path / "out/bolt/Contacts.csv")
@@ -81,7 +81,7 @@ def test_so_is_one_in_the_folder_of_another_customer(
 
 
 @pytest.mark.parametrize("target", ["out/acme", "out/acme/Contacts.csv"])
-def test_so_is_one_that_leads_there_by_a_link(
+def test_an_input_link_into_a_delivery_folder_is_refused(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path, target: str
 ) -> None:
     source = put(tmp_path / "out/acme/Contacts.csv")
@@ -92,7 +92,7 @@ def test_so_is_one_that_leads_there_by_a_link(
     assert source.read_bytes() == GOOD
 
 
-def test_so_is_one_that_lies_there_as_a_link(
+def test_an_input_link_inside_a_delivery_folder_is_refused(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
 ) -> None:
     put(tmp_path / "data.csv")
@@ -103,7 +103,7 @@ def test_so_is_one_that_lies_there_as_a_link(
     assert (tmp_path / "out/acme/Contacts.csv").is_symlink()
 
 
-def test_a_file_that_a_glob_leaves_out_is_not_replaced_either(
+def test_an_input_that_a_glob_excludes_is_not_replaced(
     run: Cli, manifest: Callable[..., Path], uploaded: list[str], tmp_path: Path
 ) -> None:
     source = put(tmp_path / "acme/Contacts.csv")
@@ -115,7 +115,7 @@ def test_a_file_that_a_glob_leaves_out_is_not_replaced_either(
     assert uploaded == ["contacts.csv"]
 
 
-def test_an_id_that_windows_reserves_shares_no_folder(
+def test_ids_that_windows_reserves_have_separate_folders(
     run: Cli, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     ids = ("con", "_con", "__con", "COM1", "_COM1")
@@ -127,13 +127,13 @@ def test_an_id_that_windows_reserves_shares_no_folder(
 
 
 @pytest.mark.parametrize("listed", [("acme", "bolt"), ("acme",), ("bolt",)])
-def test_customers_whose_folders_are_one_by_a_link_are_refused(
+def test_customers_whose_folders_are_linked_to_each_other_are_refused(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path, listed: tuple[str, ...]
 ) -> None:
     put(tmp_path / "in.csv")
     assert run(manifest(acme="in.csv")).code == 0
     (tmp_path / "out/bolt").symlink_to("acme")
-    if listed == ("bolt",):  # the journal knows acme
+    if listed == ("bolt",):  # the journal still contains acme
         (tmp_path / "out/report.json").unlink()
     sent = simulator.count()
     result = run(manifest(**dict.fromkeys(listed, "in.csv")))
@@ -145,7 +145,7 @@ def test_customers_whose_folders_are_one_by_a_link_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (("--report", "customers.csv"), "is the manifest"),
         (("--report", "manifest-link.html"), "is the manifest"),
@@ -166,13 +166,13 @@ def test_customers_whose_folders_are_one_by_a_link_are_refused(
         (("--out", "taken"), "exists, and is not a report"),
     ],
 )
-def test_a_place_to_write_to_that_is_something_else_is_refused(
+def test_an_output_path_with_another_purpose_is_refused(
     run: Cli,
     manifest: Callable[..., Path],
     simulator: Simulator,
     tmp_path: Path,
     args: tuple[str, str],
-    words: str,
+    message: str,
 ) -> None:
     path = manifest(acme="acme.csv")
     put(tmp_path / "acme.csv")
@@ -185,11 +185,11 @@ def test_a_place_to_write_to_that_is_something_else_is_refused(
     before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
     result = run(path, *args)
     assert (result.code, simulator.count()) == (2, 0), result.err
-    assert words in result.err
+    assert message in result.err
     assert {each: each.read_bytes() for each in before} == before
 
 
-def test_a_page_replaces_no_report_json(
+def test_an_html_report_does_not_replace_a_report_json(
     run: Cli, cli: Cli, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     put(tmp_path / "acme.csv")
@@ -202,7 +202,7 @@ def test_a_page_replaces_no_report_json(
     assert cli("report", "--report", "page.html").code == 0
 
 
-def test_a_manifest_where_sheets_are_delivered_is_refused(
+def test_a_manifest_in_a_delivery_folder_is_refused(
     run: Cli, manifest: Callable[..., Path], simulator: Simulator, tmp_path: Path
 ) -> None:
     put(tmp_path / "data/acme.csv")
@@ -213,7 +213,7 @@ def test_a_manifest_where_sheets_are_delivered_is_refused(
 
 
 @pytest.mark.parametrize("glob", ["*", "*.csv", "**/*", "**/*.csv", "[a-z]*"])
-def test_globs_leave_out_what_runs_write_and_say_so(
+def test_globs_exclude_output_files_with_a_note(
     run: Cli, manifest: Callable[..., Path], uploaded: list[str], tmp_path: Path, glob: str
 ) -> None:
     put(tmp_path / "acme.csv")
@@ -248,7 +248,7 @@ def test_a_resumed_run_does_not_upload_what_it_delivered(
     result = run("customers.csv")
     assert result.code == 2
     assert "line 4: files: 'out/**/*.csv': matches no file, except out/" in result.err
-    manifest(acme="acme.csv", cora="**/*.csv")  # bolt is not in the manifest any more
+    manifest(acme="acme.csv", cora="**/*.csv")  # bolt is no longer in the manifest
     result = run("customers.csv", "--json", "-q")
     assert result.code in (0, 3)
     assert "out/bolt/Contacts.csv (below out/bolt, where sheets are delivered)" in result.err
@@ -270,7 +270,7 @@ def test_a_resumed_run_does_not_upload_what_it_delivered(
     ],
 )
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_what_a_run_wrote_is_no_input_by_name(
+def test_an_output_file_named_as_input_is_refused(
     run: Cli,
     manifest: Callable[..., Path],
     simulator: Simulator,
@@ -284,7 +284,7 @@ def test_what_a_run_wrote_is_no_input_by_name(
     assert run("customers.csv", "--report", "report.html", "--journal", "old.db").code == 0
     os.rename(tmp_path / "out/report.json", tmp_path / "moved.json")
     run("customers.csv", "--plan")
-    assert run("customers.csv").code in (0, 6)  # its own journal knows nothing of acme
+    assert run("customers.csv").code in (0, 6)  # fleet.db does not contain acme
     sent = simulator.count()
     result = run(manifest(acme="acme.csv", bolt=name), *(["--plan"] if command == "plan" else []))
     assert result.code == 2
@@ -292,7 +292,7 @@ def test_what_a_run_wrote_is_no_input_by_name(
     assert simulator.count() == sent
 
 
-def test_check_leaves_the_same_files_out(
+def test_check_excludes_the_same_files(
     cli: Cli, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VERN_API_KEY")
@@ -307,7 +307,7 @@ def test_check_leaves_the_same_files_out(
 
 
 @pytest.mark.parametrize("place", ["customers.csv", "acme.csv", "fleet.db", "fleet.db.last"])
-def test_other_commands_replace_nothing_else_either(
+def test_other_commands_do_not_replace_files_with_another_purpose(
     run: Cli, cli: Cli, manifest: Callable[..., Path], tmp_path: Path, place: str
 ) -> None:
     put(tmp_path / "acme.csv")
@@ -320,9 +320,7 @@ def test_other_commands_replace_nothing_else_either(
     assert (tmp_path / place).read_bytes() == before
 
 
-def test_a_report_and_a_ledger_of_an_earlier_run_are_written_anew(
-    run: Cli, cli: Cli, customers: Customers
-) -> None:
+def test_reports_of_an_earlier_run_are_replaced(run: Cli, cli: Cli, customers: Customers) -> None:
     manifest = customers(acme=GOOD)
     for _ in range(2):
         assert run(manifest, "--report", "report.html").code == 0
@@ -331,7 +329,7 @@ def test_a_report_and_a_ledger_of_an_earlier_run_are_written_anew(
 
 @pytest.mark.parametrize("files", ["../outside.csv", "in/../../outside.csv", "in/link.csv", "in/*.csv"])
 @pytest.mark.parametrize("by", ["option", "environment", "toml"])
-def test_inputs_lie_below_the_root(
+def test_inputs_outside_of_the_root_are_refused(
     run: Cli,
     manifest: Callable[..., Path],
     simulator: Simulator,

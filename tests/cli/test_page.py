@@ -1,4 +1,4 @@
-"""The HTML report: well-formed, self-contained, and as safe as the text in it is not."""
+"""The HTML report is well-formed and self-contained, and escapes all texts."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ Customers = Callable[..., Path]
 
 
 def page(customers: int, *, by_key: bool = False, text: str = "plain") -> ReportPage:
-    """Return a page about customers of whom every fifth failed, with each kind of event in it."""
+    """Return a page with each kind of event. Every fifth customer failed."""
     timeline, rows = Timeline(began=0.0), []
     for n in range(customers):
         name = f"c-{n}{text if n == 0 else ''}"
@@ -78,11 +78,11 @@ def bars(html: str) -> int:
 
 @pytest.mark.parametrize("customers", [0, 1, 80, 81, 3000])
 @pytest.mark.parametrize("by_key", [False, True])
-def test_there_is_a_bar_for_each_customer(customers: int, by_key: bool) -> None:
+def test_the_page_has_a_bar_for_each_customer(customers: int, by_key: bool) -> None:
     assert bars(render(page(customers, by_key=by_key))) == customers
 
 
-def test_a_fleet_that_did_nothing_is_a_page_too() -> None:
+def test_a_fleet_without_events_has_a_page() -> None:
     rows = [CustomerStatus(external_id="acme", name="Acme")]
     assert bars(render(ReportPage(title="t", written="w", rows=rows, timeline=Timeline(began=5.0)))) == 1
 
@@ -94,7 +94,7 @@ def test_a_limit_is_drawn_only_where_endpoints_have_one(rate: Rate | None, lines
     assert ("The dashed line is the limit: 100 a minute" in html) is (rate is not None)
 
 
-def test_text_from_outside_stays_text() -> None:
+def test_texts_of_files_and_servers_are_escaped() -> None:
     html = render(page(6, text=HOSTILE))
     tree = parsed(html)
     assert not {element.tag for element in tree.iter()} & {"script", "img", "iframe", "link", "a"}
@@ -104,9 +104,9 @@ def test_text_from_outside_stays_text() -> None:
     assert not re.search(r"url\(|@import", html)
 
 
-def test_what_counts_is_on_it() -> None:
+def test_the_page_contains_counts_and_statistics() -> None:
     text = " ".join("".join(parsed(render(page(10))).itertext()).split())
-    for words in (
+    for message in (
         "of 10",
         "8 delivered",
         "2 failed",
@@ -114,14 +114,14 @@ def test_what_counts_is_on_it() -> None:
         "1 answered 429",
         "held for 4.0 s",
     ):
-        assert words in text
+        assert message in text
     assert "Half of 10 runs were noticed within 4.5 s" in text
 
 
-def test_a_run_writes_it_and_so_does_the_journal_later(
+def test_run_and_report_write_the_page(
     cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path
 ) -> None:
-    long = GOOD + b"".join(b"p%d@x.de,P\n" % n for n in range(20_000))  # its upload takes a while
+    long = GOOD + b"".join(b"p%d@x.de,P\n" % n for n in range(20_000))  # its upload takes measurable time
     manifest = customers(acme=long, cafe=LATIN)
     at = ("--speed", SPEED, "--base-url", simulator.base_url)
     result = cli("run", manifest, *at, "--report", tmp_path / "run.html")
@@ -138,11 +138,11 @@ def test_a_run_writes_it_and_so_does_the_journal_later(
         classes = {path.get("class") for path in parsed(html).findall(".//g[@class='bar']/path")}
         assert classes >= {"running", "fell"}
         drawn |= classes
-    assert "uploading" in drawn  # one of the two may find that it took no time
+    assert "uploading" in drawn  # in one of the two pages, the upload may have no duration
     assert "POST /companies/{id}/uploads" in (tmp_path / "run.html").read_text(encoding="utf-8")
 
 
-def test_a_report_without_a_place_is_refused_before_anything_is_sent(
+def test_a_report_that_cannot_be_written_is_refused_before_any_request(
     cli: Cli, simulator: Simulator, customers: Customers, tmp_path: Path
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -154,12 +154,12 @@ def test_a_report_without_a_place_is_refused_before_anything_is_sent(
 
 
 @needs_browser
-def test_a_browser_shows_it_without_a_complaint_or_a_request(tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_without_errors_or_requests(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(render(page(30, text=HOSTILE)), encoding="utf-8")
     assert dom_of(tmp_path / "report.html", tmp_path).count(b'class="bar"') == 30
 
 
-def test_a_preview_that_cannot_be_examined_ends_no_run(
+def test_a_preview_that_cannot_be_examined_does_not_fail_the_run(
     cli: Cli,
     simulator: Simulator,
     customers: Customers,

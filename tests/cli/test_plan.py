@@ -1,4 +1,4 @@
-"""`run --plan`: everything checked, nothing sent."""
+"""`run --plan` checks everything and sends no request."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, o
     return planned
 
 
-def test_what_is_new_is_counted_and_nothing_is_made(
+def test_plan_counts_the_requests_of_new_customers_and_writes_no_file(
     plan: Callable[..., dict[str, object]], customers: Customers, tmp_path: Path
 ) -> None:
     manifest = customers(**{f"c-{n}": GOOD + b"c@x.de,C\n" * n for n in range(7)})
@@ -52,18 +52,18 @@ def test_what_is_new_is_counted_and_nothing_is_made(
     assert not (tmp_path / "out").exists()
 
 
-def test_it_knows_what_was_done_and_what_would_destroy_rows(
+def test_plan_lists_ended_customers_and_decisions_that_destroy_rows(
     cli: Cli, simulator: Simulator, customers: Customers
 ) -> None:
     manifest = customers(acme=GOOD, bolt=FLAWED, cafe=LATIN)
     cli("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url)
     sent = simulator.count()
-    words = cli("run", manifest, "--plan").out
-    assert "1 to continue, 1 delivered already, 1 failed already" in words
-    assert "Parked, wait for a decision: bolt." in words
-    (line,) = [line for line in words.splitlines() if line.startswith("  bolt: ")]
+    output = cli("run", manifest, "--plan").out
+    assert "1 to continue, 1 delivered already, 1 failed already" in output
+    assert "Parked, wait for a decision: bolt." in output
+    (line,) = [line for line in output.splitlines() if line.startswith("  bolt: ")]
     assert set(line.removeprefix("  bolt: ").split("; ")) == {"dedup_keep_first by Email"}, line
-    assert "not imported again while their files stay the same: cafe." in words
+    assert "not imported again while their files stay the same: cafe." in output
     again = json.loads(cli("run", manifest, "--plan", "--json", "--select", "status:failed").out)
     assert (again["repeated"], again["requests"]["POST /companies/{id}/imports"]) == (["cafe"], 1)
     (manifest.parent / "cafe.csv").write_bytes(GOOD)
@@ -73,7 +73,7 @@ def test_it_knows_what_was_done_and_what_would_destroy_rows(
     assert simulator.count() == sent
 
 
-def test_2_it_finds_the_faults_that_a_run_would_find(cli: Cli, customers: Customers) -> None:
+def test_plan_reports_faults_of_the_manifest_and_exits_2(cli: Cli, customers: Customers) -> None:
     manifest = customers(acme=GOOD)
     manifest.write_text(
         manifest.read_text(encoding="utf-8").replace("acme.csv", "gone.csv"), encoding="utf-8"
@@ -83,12 +83,12 @@ def test_2_it_finds_the_faults_that_a_run_would_find(cli: Cli, customers: Custom
     assert "gone.csv" in result.err
 
 
-def test_the_plan_of_the_second_generation_names_the_scarcest_budget(
+def test_the_plan_of_the_generation_migrations_names_the_scarcest_budget(
     cli: Cli, plan: Callable[..., dict[str, object]], customers: Customers
 ) -> None:
     manifest = customers(**{f"c-{n}": GOOD for n in range(30)})
     planned = plan(manifest, "--api", "migrations")
     assert planned["seconds"] == 29 * 3600.0
     assert planned["scarcest"] in ("create", "generate")
-    told = cli("run", manifest, "--plan", "--api", "migrations").out
-    assert "the last request can be sent after 29 h 00 min" in " ".join(told.split())
+    output = cli("run", manifest, "--plan", "--api", "migrations").out
+    assert "the last request can be sent after 29 h 00 min" in " ".join(output.split())

@@ -1,4 +1,4 @@
-"""What is shown while a fleet runs, and the order of the exit codes."""
+"""The output while a fleet runs, and the precedence of exit codes."""
 
 import asyncio
 import io
@@ -40,7 +40,7 @@ def ended(outcomes: Sequence[str], **facts: bool) -> RunResult:
         (["failed", "parked", "unknown", "pending"], 75),
     ],
 )
-def test_the_worst_outcome_names_the_exit_code(outcomes: list[str], code: int) -> None:
+def test_the_worst_outcome_determines_the_exit_code(outcomes: list[str], code: int) -> None:
     assert ended(outcomes).exit_code == code
     assert ended(outcomes, key_refused=True).exit_code == 4
     assert ended(outcomes, unwritten=True).exit_code == 75
@@ -48,7 +48,7 @@ def test_the_worst_outcome_names_the_exit_code(outcomes: list[str], code: int) -
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("terminal", [False, True])
-async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) -> None:
+async def test_progress_prints_a_line_for_each_outcome_and_a_summary_at_intervals(terminal: bool) -> None:
     out = io.StringIO()
     session, progress = session_and_view(Console(file=out, width=200, force_terminal=terminal), "abc")
     with progress.following():
@@ -74,7 +74,7 @@ async def test_a_line_for_each_end_and_one_for_all_now_and_then(terminal: bool) 
 
 
 @pytest.mark.looptime
-async def test_what_holds_for_all_is_said_once() -> None:
+async def test_progress_prints_an_error_of_several_customers_once() -> None:
     out = io.StringIO()
     _, progress = session_and_view(Console(file=out, width=200), "abcd")
     progress.known([CustomerStatus(external_id="d", name="D", outcome="delivered")])
@@ -91,7 +91,7 @@ async def test_what_holds_for_all_is_said_once() -> None:
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("terminal", [False, True])
-async def test_customers_whose_attempts_fail_are_shown_until_they_recover(terminal: bool) -> None:
+async def test_progress_shows_failing_customers_until_they_recover(terminal: bool) -> None:
     out = io.StringIO()
     session, progress = session_and_view(Console(file=out, width=250, force_terminal=terminal), "abc")
     with progress.following():
@@ -125,7 +125,7 @@ async def test_customers_whose_attempts_fail_are_shown_until_they_recover(termin
         (("a",), 2, 160.0, ["3 of 3 runs in progress, 2 of them not ours; the next try in 1 min 00 s"]),
     ],
 )
-def test_full_run_slots_are_shown(
+def test_progress_shows_full_run_slots(
     runs: tuple[str, ...], others: int, held_until: float | None, line: list[str]
 ) -> None:
     slots = RunSlotsStatistics(limit=3, runs=runs, others=others, refused=0, held_until=held_until)
@@ -136,7 +136,7 @@ def test_full_run_slots_are_shown(
     ("seconds", "text"),
     [(None, "waiting for a run slot"), (3120.0, r"waiting for `generate` until \d\d:\d\d, 52 min 00 s")],
 )
-def test_a_long_wait_is_readable(seconds: float | None, text: str) -> None:
+def test_progress_shows_the_end_and_duration_of_a_long_wait(seconds: float | None, text: str) -> None:
     state = LiveState({"acme": CustomerProgress("acme", 1)})
     state.note(MigrationChanged(at=0.0, external_id="acme", step="starting"))
     state.note(
@@ -148,5 +148,5 @@ def test_a_long_wait_is_readable(seconds: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(("hours", "text"), [(30, "30 h 00 min"), (49, "2 days 1 h")])
-def test_long_times_are_spoken_in_hours_and_days(hours: int, text: str) -> None:
+def test_long_durations_are_printed_in_hours_and_days(hours: int, text: str) -> None:
     assert spoken(hours * 3600.0) == text

@@ -1,4 +1,4 @@
-"""`asyncmig run --queue`: a worker elsewhere does it, and this process reports."""
+"""`asyncmig run --queue`: workers in other processes migrate the customers, and the command reports the results."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from .conftest import KEY, SOURCE, SPEED, Cli, Simulator
 GOOD = b"Email,First Name,Last Name\na@x.de,A,B\nb@x.de,B,C\n"
 
 
-def test_a_worker_elsewhere_does_it_and_the_report_is_here(
+def test_a_worker_migrates_the_customers_and_the_command_writes_the_report(
     cli: Cli,
     customers: Callable[..., Path],
     redis_url: str,
@@ -33,7 +33,8 @@ def test_a_worker_elsewhere_does_it_and_the_report_is_here(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    url = redis_url.removesuffix("/0") + "/7"  # the queue's name is always the same
+    # Each test has its own Redis database, because the name of the queue is always the same.
+    url = redis_url.removesuffix("/0") + "/7"
     folder = tmp_path / "worker"
     folder.mkdir()
     with Farm(
@@ -65,8 +66,8 @@ def test_a_worker_elsewhere_does_it_and_the_report_is_here(
     assert (folder / "out/acme/Contacts.csv").is_file()
 
 
-@pytest.mark.timeout(30)  # it would end some time
-def test_it_ends_in_order_though_no_worker_comes(
+@pytest.mark.timeout(30)  # without the limit, a regression would take much longer
+def test_max_duration_ends_a_run_without_workers(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -74,14 +75,22 @@ def test_it_ends_in_order_though_no_worker_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ASYNCMIG_QUEUE", redis_url.removesuffix("/0") + "/8")
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
-    arguments = ("run", customers(acme=GOOD), "--queue", "ASYNCMIG_QUEUE", "--max-duration", "1m", *reach)
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
+    arguments = (
+        "run",
+        customers(acme=GOOD),
+        "--queue",
+        "ASYNCMIG_QUEUE",
+        "--max-duration",
+        "1m",
+        *connection,
+    )
     result = cli(*arguments)
     assert result.code == 75
     assert "Ending early: it took 1m" in result.err
 
 
-def test_what_the_workers_do_not_take_from_here_is_said(
+def test_options_that_do_not_reach_the_workers_are_reported(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -99,33 +108,41 @@ def test_what_the_workers_do_not_take_from_here_is_said(
         "1m",
         "--verbose",
     )
-    reach = ("--speed", 60, "--base-url", simulator.base_url, "--scope", "key")
-    travel = ("--filter", "all", "--retries", 1, "--decide", "approve", "--deliver-rejected")
-    said = cli(*arguments, *reach, *travel, "--root", ".", "--concurrency", 7, "--stop-after-failures", 3).err
+    connection = ("--speed", 60, "--base-url", simulator.base_url, "--scope", "key")
+    job_options = ("--filter", "all", "--retries", 1, "--decide", "approve", "--deliver-rejected")
+    printed = cli(
+        *arguments, *connection, *job_options, "--root", ".", "--concurrency", 7, "--stop-after-failures", 3
+    ).err
     assert (
         "note: --scope, --rate, --base-url, --concurrency, --root, --speed from here do not reach the workers"
-        in said
+        in printed
     )
     assert (
         "set ASYNCMIG_SCOPE, ASYNCMIG_RATE, ASYNCMIG_BASE_URL, ASYNCMIG_CONCURRENCY, ASYNCMIG_ROOT where they run"
-        in said
+        in printed
     )
-    assert "note: --max-duration, --stop-after-failures can end this command; the jobs continue." in said
-    assert "note: -v cannot show" in said
-    notes = [line for line in said.splitlines() if line.startswith("note:")]
+    assert "note: --max-duration, --stop-after-failures can end this command; the jobs continue." in printed
+    assert "note: -v cannot show" in printed
+    notes = [line for line in printed.splitlines() if line.startswith("note:")]
     assert not any(
-        f"{option} " in note for note in notes for option in travel[::2] if isinstance(option, str)
+        f"{option} " in note for note in notes for option in job_options[::2] if isinstance(option, str)
     )
 
 
-def test_a_worker_takes_rate_scope_and_options_from_its_environment(
+def test_a_worker_reads_rate_scope_and_options_from_its_environment(
     simulator: Simulator, redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     url = redis_url.removesuffix("/0") + "/10"
-    told = {"RATE": "1/20s", "SCOPE": "key", "FILTER": "all", "BASE_URL": simulator.base_url, "QUEUE": url}
-    told |= {"DATABASE": str(tmp_path / "fleet.db"), "OUT": str(tmp_path / "out")}
+    variables = {
+        "RATE": "1/20s",
+        "SCOPE": "key",
+        "FILTER": "all",
+        "BASE_URL": simulator.base_url,
+        "QUEUE": url,
+    }
+    variables |= {"DATABASE": str(tmp_path / "fleet.db"), "OUT": str(tmp_path / "out")}
     monkeypatch.setenv("VERN_API_KEY", KEY)
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(f"ASYNCMIG_{name}", value)
     (tmp_path / "acme.csv").write_bytes(GOOD)
     spec = Spec(external_id="acme", name="Acme", source=SOURCE, files=(tmp_path / "acme.csv",))
@@ -151,7 +168,7 @@ def test_a_worker_takes_rate_scope_and_options_from_its_environment(
 
 
 @pytest.mark.parametrize(
-    ("queue", "said"),
+    ("queue", "message"),
     [
         ("redis://:secret@127.0.0.1:1", "has a password"),
         ("redis://127.0.0.1:1?password=secret", "has a password"),
@@ -160,8 +177,8 @@ def test_a_worker_takes_rate_scope_and_options_from_its_environment(
         ("NO_SUCH_VARIABLE", "neither a URL nor"),
     ],
 )
-def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
-    cli: Cli, customers: Callable[..., Path], simulator: object, queue: str, said: str
+def test_a_queue_address_with_a_password_or_without_a_queue_is_refused(
+    cli: Cli, customers: Callable[..., Path], simulator: object, queue: str, message: str
 ) -> None:
     result = cli(
         "run",
@@ -174,7 +191,7 @@ def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
         simulator.base_url,  # type: ignore[attr-defined]
     )
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
     assert "secret" not in result.err + result.out
 
 
@@ -182,7 +199,7 @@ def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
     "command", [("status",), ("show", "acme"), ("retry",), ("doctor",), ("watch",), ("review",)]
 )
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("postgresql://me:secret@host/db", "has a password: put it into an environment variable"),
         ("host=h password=secret", "has a password: put it into an environment variable"),
@@ -191,15 +208,15 @@ def test_a_queue_that_tells_a_secret_or_is_none_is_refused(
     ],
 )
 def test_an_address_that_cannot_be_a_journal_is_refused_and_not_printed(
-    cli: Cli, command: tuple[str, ...], address: str, said: str
+    cli: Cli, command: tuple[str, ...], address: str, message: str
 ) -> None:
     result = cli(*command, "--journal", address)
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
     assert "secret" not in result.err + result.out
 
 
-def test_what_is_printed_after_a_run_by_workers_goes_through_the_queue(
+def test_commands_printed_after_a_run_with_a_queue_use_the_queue(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -209,35 +226,35 @@ def test_what_is_printed_after_a_run_by_workers_goes_through_the_queue(
 ) -> None:
     url = redis_url.removesuffix("/0") + "/9"
     monkeypatch.setenv("WORKERS", url)
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
     manifest = customers(acme=GOOD)
     limits = ("--max-duration", "1m", "--decide", "park")
-    result = cli("run", manifest, "--queue", "WORKERS", *limits, *reach)
+    result = cli("run", manifest, "--queue", "WORKERS", *limits, *connection)
     assert result.code == 75
     (line,) = [line for line in result.out.splitlines() if line.startswith("  asyncmig ")]
     assert "--queue WORKERS" in line
-    assert "--decide park" in line  # the workers may have another one
+    assert "--decide park" in line  # the workers may have another default
     assert not (tmp_path / "fleet.db").exists()
-    remembered = (tmp_path / "fleet.db.last").read_text(encoding="utf-8")
-    assert url not in remembered
+    settings_of_last_run = (tmp_path / "fleet.db.last").read_text(encoding="utf-8")
+    assert url not in settings_of_last_run
 
     before = simulator.count("POST /companies")
     assert cli(*line.split()[1:]).code == 75
     assert cli("retry", "--max-duration", "1m").code == 75
-    here = cli("run", manifest, *reach)
+    here = cli("run", manifest, *connection)
     assert here.code == 2
     assert "went through a queue" in here.err
     assert simulator.count("POST /companies") == before
 
-    by_url = cli("run", manifest, "--queue", url, *limits, *reach)
+    by_url = cli("run", manifest, "--queue", url, *limits, *connection)
     assert by_url.code == 75
     (line,) = [line for line in by_url.out.splitlines() if line.startswith("  asyncmig ")]
-    assert f"--queue {url}" in line  # it has no password
+    assert f"--queue {url}" in line  # the URL has no password
     assert cli(*line.split()[1:]).code == 75
     assert cli("retry", "--max-duration", "1m").code == 75
 
 
-def test_customers_that_were_given_to_a_queue_are_refused_without_it(
+def test_customers_submitted_to_a_queue_are_refused_without_it(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -245,31 +262,30 @@ def test_customers_that_were_given_to_a_queue_are_refused_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORKERS", redis_url.removesuffix("/0") + "/11")
-    monkeypatch.setenv("NOBODY", "redis://127.0.0.1:1")
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
-    assert cli("run", customers(acme=GOOD), *reach).code == 0
+    monkeypatch.setenv("UNREACHABLE", "redis://127.0.0.1:1")
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
+    assert cli("run", customers(acme=GOOD), *connection).code == 0
     both = customers(acme=GOOD, bolt=GOOD)
-    assert (
-        cli("run", both, "--queue", "NOBODY", *reach).code == 75
-    )  # it was not reached, so nothing was given to it
-    assert cli("run", both, *reach).code == 0
+    # The queue cannot be reached, so that no customer is submitted to it.
+    assert cli("run", both, "--queue", "UNREACHABLE", *connection).code == 75
+    assert cli("run", both, *connection).code == 0
     more = customers(acme=GOOD, bolt=GOOD, cafe=GOOD, dora=GOOD)
     assert (
-        cli("run", more, "--select", "cafe", "--queue", "WORKERS", "--max-duration", "1m", *reach).code == 75
+        cli("run", more, "--select", "cafe", "--queue", "WORKERS", "--max-duration", "1m", *connection).code
+        == 75
     )
     before = simulator.count("POST /companies")
     for arguments in ((), ("--select", "cafe,dora")):
-        here = cli("run", more, *arguments, *reach)
+        here = cli("run", more, *arguments, *connection)
         assert here.code == 2
         assert "cafe went through a queue" in here.err
     assert simulator.count("POST /companies") == before
-    assert cli("run", more, "--select", "dora", *reach).code == 0
-    assert (
-        "cafe went through a queue" in cli("run", more, *reach).err
-    )  # a local run in between changes nothing
+    assert cli("run", more, "--select", "dora", *connection).code == 0
+    # The local run of another customer does not change this.
+    assert "cafe went through a queue" in cli("run", more, *connection).err
 
 
-def test_each_command_after_a_run_by_workers_works_as_printed_if_the_journal_is_theirs(
+def test_commands_printed_after_a_run_with_a_queue_and_its_journal_work(
     cli: Cli,
     customers: Callable[..., Path],
     redis_url: str,
@@ -292,9 +308,9 @@ def test_each_command_after_a_run_by_workers_works_as_printed_if_the_journal_is_
         monkeypatch.setenv("WORKERS_DATABASE", journal)
         farm.start()
         manifest = customers(acme=GOOD, bolt=b"Email,First Name,Last Name\n" + b"p@x.org,A,B\n" * 5)
-        reach = ("--speed", 60, "--base-url", farm.base_url)
+        connection = ("--speed", 60, "--base-url", farm.base_url)
         places = ("--queue", "ASYNCMIG_QUEUE", "--journal", "WORKERS_DATABASE")
-        ran = cli("run", manifest, *places, "--decide", "park", *reach)
+        ran = cli("run", manifest, *places, "--decide", "park", *connection)
         assert ran.code == 5, (ran.err, farm.log())
         assert "--journal" not in "".join(line for line in ran.err.splitlines() if line.startswith("note:"))
         assert not list(tmp_path.glob("fleet.db*"))
@@ -313,13 +329,14 @@ def test_each_command_after_a_run_by_workers_works_as_printed_if_the_journal_is_
         assert cli("status", *review[1:]).code == 0
         assert cli("retry", *review[1:]).code == 0
         assert cli("watch", *review[1:]).code == 0
-        here = cli("run", manifest, *review[1:], *reach)  # their claims protect the customers
+        # A local run is allowed, because claims in the common journal protect the customers.
+        here = cli("run", manifest, *review[1:], *connection)
         assert here.code == 0, here.err
         assert farm.verdict()["duplicate_companies"] == farm.verdict()["duplicate_imports"] == 0
 
 
 @pytest.mark.parametrize("scheme", ["redis", "postgresql"])
-def test_75_and_one_sentence_when_the_queue_cannot_be_reached(
+def test_an_unreachable_queue_exits_75_with_one_sentence(
     cli: Cli,
     customers: Callable[..., Path],
     simulator: Simulator,
@@ -327,8 +344,8 @@ def test_75_and_one_sentence_when_the_queue_cannot_be_reached(
     scheme: str,
 ) -> None:
     monkeypatch.setenv("WORKERS", f"{scheme}://user:s3cr3t@127.0.0.1:1/0")
-    reach = ("--speed", 60, "--base-url", simulator.base_url)
-    result = cli("run", customers(acme=GOOD), "--queue", "WORKERS", *reach)
+    connection = ("--speed", 60, "--base-url", simulator.base_url)
+    result = cli("run", customers(acme=GOOD), "--queue", "WORKERS", *connection)
     kind = "Redis" if scheme == "redis" else "PostgreSQL"
     sentence = f"the queue ({kind} at 127.0.0.1:1) cannot be used: it refuses connections"
     assert result.code == 75
@@ -338,20 +355,20 @@ def test_75_and_one_sentence_when_the_queue_cannot_be_reached(
     assert "s3cr3t" not in result.out + result.err
 
 
-def test_nothing_is_said_to_go_on_when_the_time_ends_before_the_queue_answers(
+def test_a_run_that_ends_before_the_queue_answers_reports_no_continuing_workers(
     cli: Cli, customers: Callable[..., Path], simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("WORKERS", f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        reach = ("--speed", 60, "--base-url", simulator.base_url)
-        result = cli("run", customers(acme=GOOD), "--queue", "WORKERS", "--max-duration", "1m", *reach)
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        monkeypatch.setenv("WORKERS", f"redis://127.0.0.1:{silent_server.getsockname()[1]}/0")
+        connection = ("--speed", 60, "--base-url", simulator.base_url)
+        result = cli("run", customers(acme=GOOD), "--queue", "WORKERS", "--max-duration", "1m", *connection)
     assert result.code == 75
     assert "Ending early: it took 1m" in result.err
     assert "This run submitted nothing to the workers" in result.out
     assert "workers go on" not in result.out
 
 
-def test_each_ending_of_a_run_by_workers_prints_what_works(tmp_path: Path) -> None:
+def test_each_outcome_of_a_run_with_a_queue_prints_commands_with_the_queue(tmp_path: Path) -> None:
     rows = tuple(
         CustomerStatus(external_id=outcome, name=outcome, outcome=outcome, error="why")
         for outcome in ("parked", "unknown", "failed", "pending", "delivered")

@@ -1,4 +1,4 @@
-"""What a person reads at 80 columns, what a program reads with `--json`, and one style for all options."""
+"""The output at 80 columns and with `--json`, and the consistency of options."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ COMMANDS = sorted(GROUP.commands)
 
 @pytest.fixture
 def fleet(cli: Cli, customers: Customers, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run customers that end in three ways; two parked ones ask the same, and one something else."""
+    """Run customers with three outcomes. Two parked customers have the same question, and the third another one."""
     monkeypatch.setenv("VERN_BASE_URL", simulator.base_url)
     manifest = customers(acme=GOOD, bolt=TWICE, cafe=LATIN, dora=TWICE + b"a@x.de,C\n", emil=NO_NAME)
     manifest.write_text(
@@ -46,7 +46,7 @@ def rows_of(table: str) -> list[list[str]]:
     return [line.split(maxsplit=2) for line in table.splitlines() if line.split() and line[0].isalpha()]
 
 
-def test_status_sums_up_and_groups_the_parked_by_what_they_ask(cli: Cli, fleet: Path) -> None:
+def test_status_prints_a_summary_and_groups_parked_customers_by_question(cli: Cli, fleet: Path) -> None:
     result = cli("status")
     rows = [row for row in rows_of(result.out) if row[0] in ("delivered", "failed", "parked")]
     parked = [row[2] for row in rows if row[0] == "parked"]
@@ -59,7 +59,7 @@ def test_status_sums_up_and_groups_the_parked_by_what_they_ask(cli: Cli, fleet: 
     assert "  asyncmig review\n" in result.out
 
 
-def test_status_lists_customers_by_outcome_and_in_order(cli: Cli, fleet: Path) -> None:
+def test_status_filters_by_outcome_and_sorts(cli: Cli, fleet: Path) -> None:
     def names(*options: str) -> list[str]:
         return [
             row[0] for row in rows_of(cli("status", *options).out)[1:] if row[0] in "acme bolt cafe dora emil"
@@ -78,7 +78,7 @@ def test_status_lists_customers_by_outcome_and_in_order(cli: Cli, fleet: Path) -
 
 
 @pytest.mark.timeout(120)
-def test_nothing_is_cut_inside_a_word(cli: Cli, fleet: Path) -> None:
+def test_output_at_80_columns_is_not_cut_inside_a_word(cli: Cli, fleet: Path) -> None:
     for command in (
         *(["status"], ["status", "--list"], ["show", "bolt"], ["config", "customers.csv"], ["doctor"]),
         *(["run", "customers.csv", "--plan"], ["check", "customers.csv"]),
@@ -95,7 +95,7 @@ def test_nothing_is_cut_inside_a_word(cli: Cli, fleet: Path) -> None:
         assert not {word for word in cut if word not in too_long}, (command, terminal.text)
 
 
-def test_each_command_that_shows_something_has_json(cli: Cli, fleet: Path) -> None:
+def test_each_command_with_output_supports_json(cli: Cli, fleet: Path) -> None:
     for command in (
         *(["status"], ["show", "acme"], ["config", "customers.csv"], ["doctor"], ["check", "customers.csv"]),
         *(["review"], ["run", "customers.csv", "--plan"], ["run", "customers.csv"], ["watch"]),
@@ -108,7 +108,7 @@ def test_each_command_that_shows_something_has_json(cli: Cli, fleet: Path) -> No
         assert lines or command == ["watch"], (command, result.err)
 
 
-def test_json_has_unescaped_characters_unless_stdout_lacks_them(cli: Cli, fleet: Path) -> None:
+def test_json_escapes_only_characters_that_stdout_cannot_encode(cli: Cli, fleet: Path) -> None:
     assert "Çelik ☃ Inc" in cli("show", "acme", "--json").out
     command = [sys.executable, "-m", "asyncmig", "show", "acme", "--json"]
     environment = {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": ":".join(sys.path)}
@@ -130,7 +130,7 @@ def test_all_options_have_one_style_of_metavars() -> None:
     assert wrong == []
 
 
-def test_the_place_of_the_page_has_one_name(cli: Cli, fleet: Path) -> None:
+def test_the_option_for_the_html_report_is_report_in_each_command(cli: Cli, fleet: Path) -> None:
     for command in ("run", "retry", "report"):
         names = [option for parameter in GROUP.commands[command].params for option in parameter.opts]
         assert "--report" in names
@@ -140,7 +140,7 @@ def test_the_place_of_the_page_has_one_name(cli: Cli, fleet: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_list_of_commands_says_what_each_does_in_a_whole_sentence(command: str) -> None:
+def test_the_short_help_of_each_command_is_a_whole_sentence(command: str) -> None:
     assert GROUP.commands[command].get_short_help_str(64).endswith(".")
     assert not GROUP.commands[command].get_short_help_str(64).endswith("...")
 
@@ -152,13 +152,13 @@ def test_a_plan_lists_a_failed_customer_as_failed_only(cli: Cli, fleet: Path) ->
     assert "1 delivered already, 1 failed already" in cli("run", fleet, "--plan").out
 
 
-def test_review_explains_each_key_and_prints_the_command_for_the_rest(
+def test_review_explains_each_key_and_prints_commands_for_open_decisions(
     cli: Cli, fleet: Path, simulator: Simulator
 ) -> None:
     with Terminal(["review", "bolt"], fleet.parent, columns=COLUMNS, VERN_API_KEY=KEY) as terminal:
         terminal.wait_for("[q]uit: ")
-        for words in ("  r  send a rejection", "  s  send nothing", "  q  send nothing"):
-            assert words in terminal.text
+        for explanation in ("  r  send a rejection", "  s  send nothing", "  q  send nothing"):
+            assert explanation in terminal.text
         assert "  a  " not in terminal.text
         assert "  asyncmig review bolt --approve --allow-destructive\n" in terminal.text
         terminal.type("?\n")
@@ -177,7 +177,7 @@ def test_review_explains_each_key_and_prints_the_command_for_the_rest(
     assert "approved" in cli("show", "bolt").out or "approve" in cli("show", "bolt").out
 
 
-def test_imports_are_as_long_as_the_pace_says(
+def test_the_pace_of_sim_determines_the_duration_of_imports(
     tmp_path: Path, cli: Cli, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds: list[float] = []
@@ -199,12 +199,12 @@ def test_imports_are_as_long_as_the_pace_says(
 
 
 @pytest.mark.looptime
-async def test_the_live_view_is_cut_between_words_only() -> None:
+async def test_the_live_view_is_cut_only_between_words() -> None:
     out, names = io.StringIO(), [f"customer-{n:03}" for n in range(5)]
     console = Console(file=out, width=COLUMNS, force_terminal=True, no_color=True)
     session = Session("key", "http://127.0.0.1:9/api/v1")
     progress = LiveView(session, console, dict.fromkeys(names, 1), Settings(), Display())
-    trouble = {
+    failure = {
         "endpoint": "PUT {upload_url}",
         "attempt": 3,
         "attempts": 8,
@@ -216,7 +216,7 @@ async def test_the_live_view_is_cut_between_words_only() -> None:
             session.events.emit(
                 MigrationChanged(at=0.0, external_id=name, step="uploading", detail="contacts.csv")
             )
-            session.events.emit(AttemptFailed(at=0.0, external_id=name, **trouble))  # type: ignore[arg-type]
+            session.events.emit(AttemptFailed(at=0.0, external_id=name, **failure))  # type: ignore[arg-type]
         await asyncio.sleep(1.0)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n").splitlines()
     cut = [line for line in lines if line.endswith("…")]
@@ -228,7 +228,7 @@ async def test_the_live_view_is_cut_between_words_only() -> None:
     assert {line.split()[-2].rstrip(":,") for line in cut} <= {word.rstrip(":,") for word in words}
 
 
-def test_commands_take_the_api_generation_and_the_journal_keeps_its_own(
+def test_commands_validate_api_and_the_generation_in_the_journal_has_priority(
     cli: Cli, fleet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     company = json.loads(cli("show", "acme", "--json").out)["ids"]["company"]

@@ -1,4 +1,4 @@
-"""`report.json`: its shape, and how it is kept up to date."""
+"""`report.json`: its fields, and the times at which it is written."""
 
 import asyncio
 import io
@@ -28,7 +28,7 @@ MANIFEST = Manifest(
     ),
 )
 
-NOTHING: dict[str, object] = {
+EMPTY_ROW: dict[str, object] = {
     "api": "companies",
     "outcome": "pending",
     "pending_reason": None,
@@ -50,7 +50,7 @@ NOTHING: dict[str, object] = {
 }
 
 
-UNSAID = {"flagged": None, "is_verified": None}
+UNKNOWN_FACTS = {"flagged": None, "is_verified": None}
 
 
 def delivered(out: Path, external_id: str = "c-2") -> Delivered:
@@ -78,7 +78,7 @@ def read(tmp_path: Path) -> dict[str, object]:
     return content
 
 
-async def test_it_has_the_documented_shape(report: ReportFile, tmp_path: Path) -> None:
+async def test_the_report_has_the_documented_fields(report: ReportFile, tmp_path: Path) -> None:
     report.begin({})
     report.add(delivered(tmp_path / "out"))
     report.end((), None)
@@ -88,21 +88,21 @@ async def test_it_has_the_documented_shape(report: ReportFile, tmp_path: Path) -
             {
                 "external_id": "c-2",
                 "name": "C 2",
-                **NOTHING,
+                **EMPTY_ROW,
                 "outcome": "delivered",
                 "step": "ended",
                 "ids": {"company": "company", "run": "run"},
                 "rows": {"inserted": 9, "flagged": 1, "delivered": 8},
                 "files": [
-                    {"sheet": "Deals", "path": "c-2/Deals.csv", "rows": 7, "bytes": 99, **UNSAID},
-                    {"sheet": "Old", "path": "/elsewhere/Old.csv", "rows": 1, "bytes": 9, **UNSAID},
+                    {"sheet": "Deals", "path": "c-2/Deals.csv", "rows": 7, "bytes": 99, **UNKNOWN_FACTS},
+                    {"sheet": "Old", "path": "/elsewhere/Old.csv", "rows": 1, "bytes": 9, **UNKNOWN_FACTS},
                 ],
                 "seconds": 12.346,
             },
             {
                 "external_id": "c-3",
                 "name": "C 3",
-                **NOTHING,
+                **EMPTY_ROW,
                 "error": "not finished",
             },
         ],
@@ -110,7 +110,7 @@ async def test_it_has_the_documented_shape(report: ReportFile, tmp_path: Path) -
     }
 
 
-async def test_it_is_written_at_most_once_a_second_and_whole(report: ReportFile, tmp_path: Path) -> None:
+async def test_the_report_is_replaced_at_most_once_per_second(report: ReportFile, tmp_path: Path) -> None:
     report.begin({})
     before = read(tmp_path)
     report.add(delivered(tmp_path / "out"))
@@ -121,7 +121,7 @@ async def test_it_is_written_at_most_once_a_second_and_whole(report: ReportFile,
     assert not list((tmp_path / "out").glob("*.part"))
 
 
-async def test_what_the_journal_knows_stands_from_the_start(report: ReportFile, tmp_path: Path) -> None:
+async def test_the_report_contains_known_customers_from_the_start(report: ReportFile, tmp_path: Path) -> None:
     out = tmp_path / "out"
     known = customer_record(Record(external_id="c-2", name="C 2", source="s", outcome=delivered(out)))
     begun = customer_record(Record(external_id="c-3", name="C 3", source="s", company_id="c3", run_id="r3"))
@@ -132,7 +132,7 @@ async def test_what_the_journal_knows_stands_from_the_start(report: ReportFile, 
     ]
 
 
-async def test_an_interrupt_takes_nothing_back(report: ReportFile, tmp_path: Path) -> None:
+async def test_an_interrupt_does_not_remove_known_results(report: ReportFile, tmp_path: Path) -> None:
     before = Record(external_id="c-2", name="C 2", source="s", outcome=delivered(tmp_path / "out"))
     report.begin({"c-2": customer_record(before)})
     report.add(Pending(external_id="c-2", name="C 2", error="interrupted before it began"))
@@ -145,7 +145,7 @@ async def test_an_interrupt_takes_nothing_back(report: ReportFile, tmp_path: Pat
     ]
 
 
-async def test_a_reason_is_given_to_those_that_never_began(report: ReportFile) -> None:
+async def test_customers_that_did_not_start_have_the_reason_of_the_end(report: ReportFile) -> None:
     report.begin({})
     report.add(Failed(external_id="c-2", name="C 2", error="no"))
     assert [row.error for row in report.end((), "the key was refused").customers] == [
@@ -155,11 +155,11 @@ async def test_a_reason_is_given_to_those_that_never_began(report: ReportFile) -
 
 
 @pytest.mark.parametrize("schema", [1, 2])
-def test_reports_of_both_schemas_guard_against_a_lost_journal(tmp_path: Path, schema: int) -> None:
+def test_a_report_of_either_schema_causes_a_warning_of_a_lost_journal(tmp_path: Path, schema: int) -> None:
     customers = [{"external_id": "c-2", "outcome": "delivered"}, {"external_id": "c-3", "outcome": "failed"}]
     saved = {"schema": schema, "companies" if schema == 1 else "customers": customers, "budget": {}}
     (tmp_path / "report.json").write_text(json.dumps(saved), encoding="utf-8")
     assert read_outcomes(tmp_path) == {"c-2": "delivered", "c-3": "failed"}
-    words = io.StringIO()
-    warn_of_lost_journal("fleet.db", tmp_path, Console(file=words))
-    assert "1 customer as delivered" in words.getvalue()
+    output = io.StringIO()
+    warn_of_lost_journal("fleet.db", tmp_path, Console(file=output))
+    assert "1 customer as delivered" in output.getvalue()

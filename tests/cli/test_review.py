@@ -1,4 +1,4 @@
-"""`asyncmig review`: parked imports, one by one in a terminal, or decided by options."""
+"""`asyncmig review` decides parked imports, interactively in a terminal or with options."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Customers = Callable[..., Path]
 
 @pytest.fixture
 def parked(cli: Cli, simulator: Simulator, customers: Customers) -> Path:
-    """A journal with parked customers; its last run tells the rest where the simulator is."""
+    """Write a journal with parked customers. The settings of its last run contain the address of the simulator."""
     manifest = customers(acme=FLAWED, bolt=FLAWED, cafe=FLAWED)
     assert cli("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url).code == 5
     return manifest
@@ -33,18 +33,20 @@ def outcome(cli: Cli, external_id: str) -> str:
     return next(str(line["outcome"]) for line in lines if line["external_id"] == external_id)
 
 
-def test_5_in_a_pipe_it_prints_what_is_asked(cli: Cli, parked: Path, simulator: Simulator) -> None:
+def test_review_in_a_pipe_prints_the_questions_and_exits_5(
+    cli: Cli, parked: Path, simulator: Simulator
+) -> None:
     sent = simulator.count()
     result = cli("review")
     assert result.code == 5
-    for words in (
+    for message in (
         "acme  acme Inc: ",
         "affects 1 row",
         "! dedup_keep_first",
         "(destroys rows, or may)",
         "1) a  ",
     ):
-        assert words in result.out
+        assert message in result.out
     lines = [json.loads(line) for line in cli("review", "bolt", "--json").out.splitlines()]
     assert [line["external_id"] for line in lines] == ["bolt"]
     assert lines[0]["attention"]["questions"][0]["options"]
@@ -52,7 +54,9 @@ def test_5_in_a_pipe_it_prints_what_is_asked(cli: Cli, parked: Path, simulator: 
     assert simulator.count() == sent
 
 
-def test_what_destroys_rows_takes_a_second_word(cli: Cli, parked: Path, simulator: Simulator) -> None:
+def test_approving_destroyed_rows_requires_allow_destructive(
+    cli: Cli, parked: Path, simulator: Simulator
+) -> None:
     refused = cli("review", "acme", "--approve")
     assert refused.code == 2
     assert "requires --allow-destructive" in refused.err
@@ -68,14 +72,14 @@ def test_what_destroys_rows_takes_a_second_word(cli: Cli, parked: Path, simulato
     assert "decide" in cli("show", "acme").out
 
 
-def test_it_goes_on_to_the_delivery_if_asked(cli: Cli, parked: Path, tmp_path: Path) -> None:
+def test_wait_continues_to_the_delivery(cli: Cli, parked: Path, tmp_path: Path) -> None:
     result = cli("review", "acme", "bolt", "--approve", "--allow-destructive", "--wait")
     assert result.code == 0, result.err
     assert (tmp_path / "out/acme/Contacts.csv").is_file()
     assert (outcome(cli, "bolt"), outcome(cli, "cafe")) == ("delivered", "parked")
 
 
-def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
+def test_a_rejection_does_not_require_allow_destructive(cli: Cli, parked: Path) -> None:
     assert cli("review", "acme", "--reject", "--wait").code == 3
     assert outcome(cli, "acme") == "failed"
     rejected = cli("review", "bolt", "--reject").err
@@ -84,7 +88,7 @@ def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--approve",), "name the customers"),
         (("acme", "--approve", "--reject"), "cannot be combined with"),
@@ -98,26 +102,26 @@ def test_a_rejection_needs_no_second_word(cli: Cli, parked: Path) -> None:
         (("nobody", "--reject"), "is not in the journal"),
     ],
 )
-def test_2_what_makes_no_sense_is_not_sent(
-    cli: Cli, parked: Path, simulator: Simulator, arguments: tuple[str, ...], words: str
+def test_invalid_options_exit_2_and_send_no_decision(
+    cli: Cli, parked: Path, simulator: Simulator, arguments: tuple[str, ...], message: str
 ) -> None:
     result = cli("review", *arguments)
     assert result.code == 2
-    assert words in result.err
+    assert message in result.err
     assert decisions(simulator) == 0
 
 
-def test_4_and_75_a_refused_key_and_a_server_that_is_away(
+def test_review_exits_4_for_a_refused_key_and_75_for_an_unreachable_server(
     cli: Cli, parked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = cli("review", "acme", "--reject", "--base-url", "http://127.0.0.1:9/api/v1")
-    assert away.code == 75
+    unreachable = cli("review", "acme", "--reject", "--base-url", "http://127.0.0.1:9/api/v1")
+    assert unreachable.code == 75
     monkeypatch.setenv("VERN_API_KEY", "wrong")
     assert cli("review", "acme", "--reject").code == 4
     assert outcome(cli, "acme") == "parked"
 
 
-def test_at_a_terminal_each_is_shown_and_answered(
+def test_review_in_a_terminal_shows_each_customer_and_sends_answers(
     cli: Cli, parked: Path, simulator: Simulator, tmp_path: Path
 ) -> None:
     arguments = ["review", "--allow-destructive"]
@@ -148,7 +152,7 @@ def test_at_a_terminal_each_is_shown_and_answered(
     assert "approve fq0=b" in cli("show", "bolt").out
 
 
-def test_at_a_terminal_an_interrupted_answer_sends_nothing(
+def test_review_in_a_terminal_sends_nothing_if_it_is_interrupted(
     parked: Path, simulator: Simulator, tmp_path: Path
 ) -> None:
     with Terminal(["review", "acme"], tmp_path, VERN_API_KEY=KEY) as terminal:
@@ -162,7 +166,7 @@ def test_at_a_terminal_an_interrupted_answer_sends_nothing(
     assert decisions(simulator) == 0
 
 
-def test_a_read_that_fails_and_is_repeated_is_said(cli: Cli, parked: Path, simulator: Simulator) -> None:
+def test_review_reports_a_failed_read_that_it_repeats(cli: Cli, parked: Path, simulator: Simulator) -> None:
     refused = iter(range(2))
     simulator.intercept = lambda request: (
         Reply(status=503, body=b'{"error": "not now"}')

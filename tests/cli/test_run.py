@@ -1,4 +1,4 @@
-"""`asyncmig run` as an operator meets it: each exit code, what is on disk then, and what is said."""
+"""`asyncmig run`: each exit code with its files and its output."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def outcomes(folder: Path) -> dict[str, str]:
     return {company["external_id"]: company["outcome"] for company in report["customers"]}
 
 
-def test_0_all_delivered_and_the_same_line_again_sends_nothing(
+def test_a_run_that_delivers_all_exits_0_and_its_repetition_sends_nothing(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     manifest = customers(acme=GOOD, bolt=GOOD)
@@ -46,7 +46,7 @@ def test_0_all_delivered_and_the_same_line_again_sends_nothing(
     assert outcomes(tmp_path) == {"acme": "delivered", "bolt": "delivered"}
 
 
-def test_2_faults_of_the_manifest_are_listed_and_nothing_is_sent(
+def test_faults_of_the_manifest_exit_2_before_any_request(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -59,7 +59,7 @@ def test_2_faults_of_the_manifest_are_listed_and_nothing_is_sent(
     assert not (tmp_path / "out").exists()
 
 
-def test_2_unknown_names_are_listed_before_anything_is_created(
+def test_unknown_names_exit_2_before_any_create_request(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -78,7 +78,7 @@ def no_catalogue(request: Request) -> Reply | None:
     return Reply(status=404, body=b'{"error": "Not found"}') if gone else None
 
 
-def test_2_a_server_without_catalogues_wants_ids(
+def test_names_exit_2_if_the_server_has_no_catalogue_and_ids_work(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     simulator.intercept = no_catalogue
@@ -91,7 +91,7 @@ def test_2_a_server_without_catalogues_wants_ids(
     assert run(manifest).code == 0
 
 
-def test_2_templates_are_not_looked_up_where_nobody_names_any(
+def test_templates_are_not_requested_if_the_manifest_names_none(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -101,7 +101,7 @@ def test_2_templates_are_not_looked_up_where_nobody_names_any(
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (("--rate", "fast"), "must look like 100/60s"),
         (("--rate", "0/60s"), "greater than 0"),
@@ -115,23 +115,23 @@ def test_2_templates_are_not_looked_up_where_nobody_names_any(
         (("--concurrency", "0"), "--concurrency"),
     ],
 )
-def test_2_wrong_usage_is_one_sentence(
-    cli: Cli, customers: Customers, args: tuple[str, ...], words: str
+def test_wrong_options_exit_2_with_a_message(
+    cli: Cli, customers: Customers, args: tuple[str, ...], message: str
 ) -> None:
     result = cli("run", customers(acme=GOOD), "--base-url", "http://127.0.0.1:9/api/v1", *args)
     assert result.code == 2
-    assert words in result.err
+    assert message in result.err
     assert "Traceback" not in result.err
 
 
-def test_2_without_a_key(cli: Cli, customers: Customers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_exits_2(cli: Cli, customers: Customers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VERN_API_KEY")
     result = cli("run", customers(acme=GOOD))
     assert result.code == 2
     assert "VERN_API_KEY" in result.err
 
 
-def test_3_some_failed_and_the_reason_is_the_servers(run: Cli, customers: Customers, tmp_path: Path) -> None:
+def test_a_failed_customer_exits_3_with_the_reason(run: Cli, customers: Customers, tmp_path: Path) -> None:
     result = run(customers(acme=GOOD, cafe=LATIN))
     assert result.code == 3
     assert outcomes(tmp_path) == {"acme": "delivered", "cafe": "failed"}
@@ -139,7 +139,7 @@ def test_3_some_failed_and_the_reason_is_the_servers(run: Cli, customers: Custom
     assert not (tmp_path / "out/cafe").exists()
 
 
-def test_4_the_key_is_refused_and_everything_stays_pending(
+def test_a_refused_key_exits_4_and_customers_stay_pending(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = customers(acme=GOOD, bolt=GOOD)
@@ -153,7 +153,7 @@ def test_4_the_key_is_refused_and_everything_stays_pending(
     assert run(manifest).code == 0
 
 
-def test_4_the_key_is_refused_on_the_way(
+def test_a_key_that_is_revoked_during_the_run_exits_4(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     def revoked(request: Request) -> Reply | None:
@@ -168,7 +168,9 @@ def test_4_the_key_is_refused_on_the_way(
     assert report["customers"][0]["ids"]["company"]
 
 
-def test_5_parked_then_decided(run: Cli, customers: Customers, tmp_path: Path) -> None:
+def test_a_parked_customer_exits_5_until_it_is_decided(
+    run: Cli, customers: Customers, tmp_path: Path
+) -> None:
     manifest = customers(acme=GOOD, bolt=FLAWED)
     result = run(manifest)
     assert result.code == 5
@@ -182,14 +184,18 @@ def test_5_parked_then_decided(run: Cli, customers: Customers, tmp_path: Path) -
     ]
 
 
-def test_5_beats_3_and_a_rejected_run_failed(run: Cli, customers: Customers, tmp_path: Path) -> None:
+def test_parked_has_priority_over_failed_and_a_rejected_run_is_failed(
+    run: Cli, customers: Customers, tmp_path: Path
+) -> None:
     manifest = customers(bolt=FLAWED, cafe=LATIN)
     assert run(manifest).code == 5
     assert run(manifest, "--decide", "reject").code == 3
     assert outcomes(tmp_path) == {"bolt": "failed", "cafe": "failed"}
 
 
-def test_6_a_lost_journal_leaves_the_outcome_unknown(run: Cli, customers: Customers, tmp_path: Path) -> None:
+def test_a_lost_journal_makes_outcomes_unknown_and_exits_6(
+    run: Cli, customers: Customers, tmp_path: Path
+) -> None:
     manifest = customers(acme=GOOD, bolt=FLAWED)
     run(manifest)
     result = run(manifest, "--journal", "new.db")
@@ -199,9 +205,7 @@ def test_6_a_lost_journal_leaves_the_outcome_unknown(run: Cli, customers: Custom
 
 
 @pytest.mark.parametrize("lost", ["missing", "0 bytes"])
-def test_a_lost_journal_is_told_before_anything_is_created(
-    run: Cli, customers: Customers, tmp_path: Path, lost: str
-) -> None:
+def test_a_lost_journal_causes_one_warning(run: Cli, customers: Customers, tmp_path: Path, lost: str) -> None:
     manifest = customers(acme=GOOD)
     assert "warning" not in run(manifest).err
     (tmp_path / "fleet.db").unlink()
@@ -215,7 +219,7 @@ def test_a_lost_journal_is_told_before_anything_is_created(
     assert "warning" not in run(manifest).err
 
 
-def test_75_a_server_that_is_away_while_the_catalogue_is_read(
+def test_a_catalogue_that_cannot_be_read_exits_75(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     simulator.intercept = lambda request: Reply(status=501, body=b"")
@@ -234,7 +238,7 @@ def test_filter_all_keeps_the_rows_with_a_bad_cell(run: Cli, customers: Customer
     assert company["rows"] == {"inserted": 41, "flagged": 1, "delivered": 41}
 
 
-def test_another_filter_or_folder_is_delivered_again_without_a_second_import(
+def test_another_filter_or_folder_causes_a_new_delivery_without_a_second_import(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     manifest = customers(acme=b"Email,Name\n" + b"".join(b"p%d@x.de,P\n" % n for n in range(40)) + b"no,C\n")
@@ -252,7 +256,7 @@ def test_long_external_ids_do_not_share_a_folder(run: Cli, customers: Customers,
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {first, second}
 
 
-def test_2_ids_that_would_share_a_folder_here(
+def test_ids_that_would_share_a_folder_exit_2(
     run: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     manifest = customers(acme=GOOD, ACME=GOOD)
@@ -275,14 +279,14 @@ def test_sheets_whose_names_differ_only_in_case_are_two_files(
     assert found == {"Contacts.csv": ["Email,Name"], "contacts-2.csv": ["x,y", "1,2"]}
 
 
-def test_the_key_is_nowhere(run: Cli, customers: Customers, tmp_path: Path) -> None:
+def test_the_key_is_in_no_output_and_in_no_file(run: Cli, customers: Customers, tmp_path: Path) -> None:
     result = run(customers(acme=GOOD, bolt=FLAWED, cafe=LATIN))
     assert KEY not in result.out + result.err
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
 
 
-def test_a_servers_text_does_not_steer_the_terminal(
+def test_control_characters_of_the_server_are_not_printed(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     def refuse(request: Request) -> Reply | None:
@@ -298,7 +302,7 @@ def test_a_servers_text_does_not_steer_the_terminal(
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
 
 
-def test_columns_that_mean_nothing_are_named(run: Cli, customers: Customers) -> None:
+def test_ignored_columns_of_the_manifest_are_named(run: Cli, customers: Customers) -> None:
     manifest = customers(acme=GOOD)
     lines = manifest.read_text(encoding="utf-8").splitlines()
     manifest.write_text(f"{lines[0]},owner\n{lines[1]},Eve\n", encoding="utf-8")
@@ -310,8 +314,8 @@ def test_columns_that_mean_nothing_are_named(run: Cli, customers: Customers) -> 
 REAL = sorted(Path(__file__).parents[3].joinpath("shared/data").rglob("*.csv"))
 
 
-@pytest.mark.skipif(not REAL, reason="the folder with real files is not here")
-def test_real_files_travel_unharmed_or_fail_with_a_reason(run: Cli, tmp_path: Path) -> None:
+@pytest.mark.skipif(not REAL, reason="the folder with real files does not exist")
+def test_real_files_are_delivered_unchanged_or_fail_with_a_reason(run: Cli, tmp_path: Path) -> None:
     manifest = tmp_path / "customers.csv"
     with manifest.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""`--select` and `retry`: a part of the customers, and the last run of a journal once more."""
+"""`--select` runs some of the customers. `retry` repeats the last run of a journal."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def imports(simulator: Simulator) -> int:
     return sum(entry.endpoint == IMPORTS for entry in simulator.world.ledger.entries)
 
 
-def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
+def test_only_selected_customers_are_migrated_and_determine_the_exit_code(
     run: Cli, customers: Customers, tmp_path: Path
 ) -> None:
     manifest = customers(acme=GOOD, bolt=GOOD, cafe=LATIN)
@@ -45,7 +45,7 @@ def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("selection", "words"),
+    ("selection", "message"),
     [
         ("acm", "'acm' is not in customers.csv; did you mean 'acme'?"),
         ("acme,zzzz", "'zzzz' is not in customers.csv"),
@@ -54,18 +54,18 @@ def test_only_those_named_are_migrated_and_they_alone_make_the_exit_code(
         (",", "selects nothing"),
     ],
 )
-def test_2_a_selection_of_what_is_not_there_is_named_before_anything_is_sent(
-    run: Cli, customers: Customers, simulator: Simulator, selection: str, words: str
+def test_a_selection_of_unknown_customers_exits_2_before_any_request(
+    run: Cli, customers: Customers, simulator: Simulator, selection: str, message: str
 ) -> None:
     customers(acme=GOOD)
     result = run("customers.csv", "--select", selection)
     assert result.code == 2
-    assert words in result.err
+    assert message in result.err
     assert simulator.count() == 0
 
 
 @pytest.mark.parametrize("selection", ["", " ", ",", "status:", "status: ,"])
-def test_2_an_empty_selection_does_not_select_everybody(
+def test_an_empty_selection_exits_2_and_selects_no_customer(
     run: Cli, cli: Cli, customers: Customers, simulator: Simulator, selection: str
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -75,7 +75,7 @@ def test_2_an_empty_selection_does_not_select_everybody(
     assert simulator.count() == 0
 
 
-def test_a_status_that_nobody_has_is_nothing_to_do(
+def test_a_status_without_customers_sends_no_request(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     manifest = customers(acme=GOOD)
@@ -84,7 +84,7 @@ def test_a_status_that_nobody_has_is_nothing_to_do(
     assert "No customer is selected: there is nothing to do." in result.out
 
 
-def test_retry_takes_up_who_is_not_delivered_with_the_same_options(
+def test_retry_migrates_undelivered_customers_with_the_same_options(
     run: Cli,
     cli: Cli,
     customers: Customers,
@@ -99,25 +99,25 @@ def test_retry_takes_up_who_is_not_delivered_with_the_same_options(
     monkeypatch.chdir(elsewhere)
     result = cli("retry", "--journal", "../fleet.db", "--decide", "approve")
     assert result.code == 3, result.err
-    assert imports(simulator) == 4  # what failed was imported again; what had parked went on
+    assert imports(simulator) == 4  # the failed customer was imported again, and the parked one continued
     assert (tmp_path / "there/bolt/Contacts.csv").is_file()
     assert "Not selected: 1 customer." in result.out
     assert cli("retry", "--journal", "../fleet.db", "--select", "status:failed").code == 3
     assert imports(simulator) == 5
 
 
-def test_retry_keeps_what_the_last_run_was_told(
+def test_retry_keeps_the_settings_of_the_last_run(
     run: Cli, cli: Cli, customers: Customers, tmp_path: Path
 ) -> None:
     run(customers(bolt=FLAWED), "--rate", "50/60s")
     cli("retry", "--decide", "reject")
-    told = json.loads((tmp_path / "fleet.db.last").read_text(encoding="utf-8"))["settings"]
-    assert told["rate"] == "50/60s"
-    assert "decide" not in told
-    assert KEY not in json.dumps(told)
+    settings = json.loads((tmp_path / "fleet.db.last").read_text(encoding="utf-8"))["settings"]
+    assert settings["rate"] == "50/60s"
+    assert "decide" not in settings
+    assert KEY not in json.dumps(settings)
 
 
-def test_2_retry_without_a_run_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+def test_retry_exits_2_with_advice_if_there_was_no_run(cli: Cli, tmp_path: Path) -> None:
     result = cli("retry")
     assert result.code == 2
     assert "asyncmig run MANIFEST" in result.err
@@ -125,7 +125,7 @@ def test_2_retry_without_a_run_says_what_to_do(cli: Cli, tmp_path: Path) -> None
     assert "cannot be read" in cli("retry").err
 
 
-def test_everybody_who_is_not_delivered_is_named_once(
+def test_the_summary_names_each_failed_customer_and_its_error_once(
     run: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     def refuse(request: Request) -> Reply | None:

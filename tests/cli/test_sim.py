@@ -1,4 +1,4 @@
-"""`asyncmig sim`: profiles, scope, ledger, https; as a process, for a client in another."""
+"""`asyncmig sim`: profiles, scope, ledger and HTTPS. The simulator runs in a separate process."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from .conftest import Cli
 
 @contextmanager
 def sim(monkeypatch: pytest.MonkeyPatch, *options: str) -> Generator[subprocess.Popen[str]]:
-    """Serve, and have clients of this process find it."""
+    """Start the simulator, and set the environment variables for clients in this process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "asyncmig", "sim", "--speed", "60", *options],
         stdout=subprocess.PIPE,
@@ -50,7 +50,7 @@ def sim(monkeypatch: pytest.MonkeyPatch, *options: str) -> Generator[subprocess.
         process.communicate(timeout=60)
 
 
-def test_the_ledger_has_every_request_and_the_verdict(
+def test_the_ledger_contains_every_request_and_the_verdict(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate(tmp_path, customers=2, seed=3)
@@ -67,7 +67,7 @@ def test_the_ledger_has_every_request_and_the_verdict(
     assert verdict == {"type": "verdict", **{field.name: 0 for field in fields(Verdict)}}
 
 
-def test_https_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sim_serves_https_with_a_given_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(tmp_path, customers=2, seed=4)
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
@@ -88,10 +88,8 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytes
     with sim(monkeypatch, "--cert", str(tmp_path / "server.pem")):
         subprocess.run(command, check=False, capture_output=True, cwd=tmp_path)
     report = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
-    assert {row["outcome"] for row in report["customers"]} == {
-        "delivered",
-        "failed",
-    }  # as its generator planned
+    # The generator plans both outcomes.
+    assert {row["outcome"] for row in report["customers"]} == {"delivered", "failed"}
 
 
 def test_a_header_that_is_too_large_is_refused_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +106,7 @@ def test_a_header_that_is_too_large_is_refused_without_a_traceback(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--profile", "nonsense"], "calm (nothing goes wrong"),
         (["--cert", "nothing.pem"], "cannot be used"),
@@ -116,17 +114,17 @@ def test_a_header_that_is_too_large_is_refused_without_a_traceback(monkeypatch: 
         (["--ledger", "no/such/folder/ledger"], "No such file"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_served(
-    cli: Cli, options: list[str], said: str
+def test_invalid_options_exit_2_before_the_simulator_serves(
+    cli: Cli, options: list[str], message: str
 ) -> None:
     result = cli("sim", *options)
     assert result.code == 2
-    assert said in " ".join(result.err.split())
+    assert message in " ".join(result.err.split())
     assert "VERN_API_KEY" not in result.out
 
 
 def burst(profile: str, *, calls: int, scope: str = "endpoint") -> list[int]:
-    """Return the statuses of so many calls at once, to two endpoints in turn."""
+    """Return the statuses of `calls` requests at the same time, alternately to two endpoints."""
     options = SimOptions(profile=profile, scope=scope)  # type: ignore[arg-type]
     world, _ = world_of(options)
     paths = ("/api/v1/sources", "/api/v1/templates")
@@ -140,26 +138,26 @@ def burst(profile: str, *, calls: int, scope: str = "endpoint") -> list[int]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_each_profile_is_a_server(profile: str) -> None:
+def test_each_profile_answers_requests(profile: str) -> None:
     assert set(burst(profile, calls=6)) == {200}
 
 
-def test_profiles_and_scopes_count_in_their_own_way() -> None:
+def test_profiles_and_scopes_differ_in_their_limits() -> None:
     assert burst("calm", calls=220).count(429) == 20
     assert burst("calm", calls=220, scope="key").count(429) == 120
     assert burst("small-burst", calls=220).count(429) == 200
 
 
-def test_a_profile_takes_faults_besides() -> None:
+def test_a_profile_can_be_combined_with_faults() -> None:
     _, faults = world_of(SimOptions(profile="flaky", fault=["hang:1"]))
-    met = [faults.pick("GET /sources", 0.0) for _ in range(300)]
-    assert any(fault.lost_before for fault in met)
-    assert any(fault.hangs for fault in met)
+    picked = [faults.pick("GET /sources", 0.0) for _ in range(300)]
+    assert any(fault.lost_before for fault in picked)
+    assert any(fault.hangs for fault in picked)
     with pytest.raises(InvalidInput, match="hostile"):
         world_of(SimOptions(profile="unheard-of"))
 
 
-def test_a_web_application_uses_the_second_generation_over_https(
+def test_a_web_application_uses_the_generation_migrations_over_https(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = trustme.CA()
@@ -178,7 +176,7 @@ def test_a_web_application_uses_the_second_generation_over_https(
             return json.loads(content) if is_json else content, reply.headers
 
     def from_the_browser(method: str, url: str, body: bytes | None = None, **headers: str) -> bytes:
-        """Do what a browser does for a script of another origin."""
+        """Send a preflight and a request, as a browser does for a script of another origin. Check the headers."""
         assert url.startswith("https://localhost:")
         asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "content-type"}
         _, allowed = call("OPTIONS", url, **origin, **asked)
@@ -216,7 +214,7 @@ def test_a_web_application_uses_the_second_generation_over_https(
         assert from_the_browser("GET", job["download_url"]).startswith(b"Name,City,Notes\r\nAcme,Cork,")
 
 
-def test_limits_of_the_second_generation_are_checked() -> None:
+def test_limits_require_the_generation_migrations_and_are_validated() -> None:
     with pytest.raises(InvalidInput, match="is not a limit"):
         world_of(SimOptions(api="migrations", limits="nothing=1"))
     with pytest.raises(InvalidInput, match="requires --api migrations"):
@@ -228,7 +226,7 @@ def test_limits_of_the_second_generation_are_checked() -> None:
     [{"profile": "hostile"}, {"rate": Rate(10, 60.0)}, {"scope": "key"}],
     ids=lambda each: next(iter(each)),
 )
-def test_options_of_the_first_generation_are_refused_for_the_second(options: dict[str, Any]) -> None:
+def test_options_of_the_generation_companies_are_refused_for_migrations(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="requires --api companies") as refused:
         world_of(SimOptions(api="migrations", **options))
     assert refused.value.field == f"--{next(iter(options))}"

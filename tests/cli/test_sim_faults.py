@@ -1,4 +1,4 @@
-"""`asyncmig sim --fault`: names and rates, and a fleet that gets through over real sockets."""
+"""`asyncmig sim --fault`: names and rates of faults, and a fleet that ends correctly with them over real sockets."""
 
 import csv
 from pathlib import Path
@@ -15,19 +15,19 @@ from asyncmig.simulator import FAULTS, SOURCES, VARIANTS, Fault, Variants, gener
 @pytest.mark.parametrize(
     "asked", ["nonsense", "hang:2", "hang:x", ":0.1", "hang:-1", "hang:nan", "hang:inf", "stale:1.5"]
 )
-def test_a_fault_that_makes_no_sense_is_named(asked: str) -> None:
+def test_an_invalid_fault_raises_an_error_that_names_the_option(asked: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         parse_faults([asked], 1, Variants(), VARIANTS)
     assert refused.value.field == "--fault"
 
 
-def test_a_rate_of_0_is_not_at_all() -> None:
+def test_a_fault_with_the_rate_0_never_occurs() -> None:
     faults, variants = parse_faults(["hang:0", "no-zip:0", "drift:0"], 1, Variants(), VARIANTS)
     assert variants == Variants()
     assert faults.pick("GET /sources", 0.0) == Fault()
 
 
-def test_every_name_is_understood() -> None:
+def test_parse_faults_accepts_the_name_of_each_fault_and_variant() -> None:
     faults, variants = parse_faults(
         [f"{name}:0.01" for name in [*FAULTS, *VARIANTS]], 1, Variants(), VARIANTS
     )
@@ -37,7 +37,7 @@ def test_every_name_is_understood() -> None:
 
 
 @pytest.mark.looptime(noop_cycles=42)
-async def test_a_fleet_gets_through_them_over_real_sockets(tmp_path: Path) -> None:
+async def test_a_fleet_ends_as_planned_with_faults_over_real_sockets(tmp_path: Path) -> None:
     names = [name for name in FAULTS if name not in ("too-many", "hang")]
     asked = [
         *(f"{name}:0.02" for name in names),

@@ -1,4 +1,4 @@
-"""`status`, `show` and `watch`: what a journal knows, also while another process writes it."""
+"""`status`, `show` and `watch` print the content of a journal, also while another process writes it."""
 
 import asyncio
 import json
@@ -60,9 +60,7 @@ def slow() -> Iterator[Simulator]:
         yield simulator
 
 
-def test_the_budgets_of_a_journal_that_a_program_wrote_have_the_default_limits(
-    cli: Cli, tmp_path: Path
-) -> None:
+def test_status_uses_default_limits_for_a_journal_that_the_library_wrote(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "contacts.csv").write_bytes(GOOD)
     spec = Spec(external_id="acme", name="Acme", source="HubSpot", files=(tmp_path / "contacts.csv",))
 
@@ -85,7 +83,7 @@ def test_the_budgets_of_a_journal_that_a_program_wrote_have_the_default_limits(
     assert (create["limit"], create["used"], create["is_assumed"]) == (1, 1, True)
 
 
-def test_each_customer_is_a_line_and_its_story_is_told(
+def test_status_lists_customers_and_show_prints_the_history_of_one(
     cli: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     cli("run", customers(acme=GOOD, cafe=LATIN), "--speed", SPEED, "--base-url", simulator.base_url)
@@ -99,18 +97,18 @@ def test_each_customer_is_a_line_and_its_story_is_told(
         1,
     )
     assert (lines["cafe"]["outcome"], lines["cafe"]["step"]) == ("failed", "running")
-    story = cli("show", "acme").out
-    for words in (
+    history = cli("show", "acme").out
+    for message in (
         "acme  acme Inc: delivered",
         "imported   1 row",
         "out/acme/Contacts.csv (1 row, ",
     ):
-        assert words in story
-    assert re.search(r"s +started +run ", story)
+        assert message in history
+    assert re.search(r"s +started +run ", history)
     assert cli("watch").code == 3
 
 
-def test_2_what_is_not_there_is_named(cli: Cli, tmp_path: Path) -> None:
+def test_commands_exit_2_for_a_missing_journal_or_customer(cli: Cli, tmp_path: Path) -> None:
     for command in NEED_A_JOURNAL:
         result = cli(*command)
         assert result.code == 2
@@ -133,7 +131,7 @@ def test_2_what_is_not_there_is_named(cli: Cli, tmp_path: Path) -> None:
         ("no folder", "there is no folder"),
     ],
 )
-def test_2_what_is_not_a_journal_is_refused_and_stays_as_it_is(
+def test_commands_exit_2_for_a_path_that_is_not_a_journal_and_do_not_change_it(
     cli: Cli, tmp_path: Path, command: tuple[str, ...], kind: str, reason: str
 ) -> None:
     place = tmp_path / ("nowhere/x.db" if kind == "no folder" else "x.db")
@@ -161,10 +159,10 @@ def test_2_what_is_not_a_journal_is_refused_and_stays_as_it_is(
     assert (sorted(tmp_path.rglob("*")), place.read_bytes() if place.is_file() else b"") == before
 
 
-def test_while_another_process_works_it_is_seen_and_followed(
+def test_status_and_watch_show_the_work_of_another_process(
     cli: Cli, customers: Customers, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The import runs until `watch` has read the journal once, however slow this computer is."""
+    """The import runs until `watch` has read the journal once, so that the test does not depend on speed."""
     polled, followed = threading.Event(), threading.Event()
 
     def until_it_is_followed(request: Request) -> Reply | None:
@@ -192,7 +190,7 @@ def test_while_another_process_works_it_is_seen_and_followed(
     assert [json.loads(event)["kind"] for event in watched.out.splitlines()] == ["delivered"]
 
 
-def test_75_what_nobody_works_on_is_followed_at_the_server(
+def test_watch_follows_imports_of_no_process_at_the_server_and_exits_75(
     cli: Cli, customers: Customers, slow: Simulator
 ) -> None:
     manifest = customers(acme=GOOD, cafe=LATIN)
@@ -207,9 +205,7 @@ def test_75_what_nobody_works_on_is_followed_at_the_server(
     assert sum(entry.method == "POST" for entry in slow.world.ledger.entries) == sent
 
 
-def test_reads_that_fail_while_imports_are_followed_are_said(
-    cli: Cli, customers: Customers, slow: Simulator
-) -> None:
+def test_watch_reports_failed_reads(cli: Cli, customers: Customers, slow: Simulator) -> None:
     cli("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", slow.base_url, "--max-duration", "60s")
     refused = iter(range(2))
     slow.intercept = lambda request: (
@@ -221,9 +217,7 @@ def test_reads_that_fail_while_imports_are_followed_are_said(
     )
 
 
-def test_4_when_the_key_is_refused_while_imports_are_followed(
-    cli: Cli, customers: Customers, slow: Simulator
-) -> None:
+def test_watch_exits_4_when_the_key_is_refused(cli: Cli, customers: Customers, slow: Simulator) -> None:
     manifest = customers(acme=GOOD, bolt=GOOD)
     cli("run", manifest, "--speed", SPEED, "--base-url", slow.base_url, "--max-duration", "60s")
     slow.intercept = lambda request: Reply(status=401, body=b'{"error":"Invalid API key"}')
@@ -234,7 +228,7 @@ def test_4_when_the_key_is_refused_while_imports_are_followed(
     assert "Traceback" not in result.err
 
 
-def test_2_when_what_is_remembered_of_the_last_run_makes_no_sense(
+def test_watch_exits_2_when_the_settings_of_the_last_run_are_invalid(
     cli: Cli, customers: Customers, simulator: Simulator, tmp_path: Path
 ) -> None:
     cli("run", customers(acme=GOOD), "--speed", SPEED, "--base-url", simulator.base_url)
@@ -247,7 +241,7 @@ def test_2_when_what_is_remembered_of_the_last_run_makes_no_sense(
         assert "Traceback" not in result.err
 
 
-def test_a_servers_text_in_the_journal_does_not_steer_the_terminal(
+def test_control_characters_of_the_server_in_the_journal_are_not_printed(
     cli: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     def refuse(request: Request) -> Reply | None:
@@ -261,7 +255,7 @@ def test_a_servers_text_in_the_journal_does_not_steer_the_terminal(
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(cli(*command).out)
 
 
-def test_what_fails_and_is_repeated_is_said_at_once_and_kept(
+def test_a_repeated_failure_is_reported_at_once_and_recorded(
     cli: Cli, customers: Customers, simulator: Simulator
 ) -> None:
     refused = iter(range(3))
@@ -277,18 +271,18 @@ def test_what_fails_and_is_repeated_is_said_at_once_and_kept(
     assert "acme  POST /companies/{id}/uploads answered 503 (attempt 1; tried again until " in line
     assert line.endswith("): the disk is full")
     assert any("recovered  acme  " in line for line in done.err.splitlines())
-    story = cli("show", "acme").out
+    history = cli("show", "acme").out
     assert re.search(
         r"failure +\d{4}-\d\d-\d\d .*answered 503 \(attempt 1; the migration has continued since\): the disk",
-        story,
+        history,
     )
-    assert re.search(r"retrying +POST /companies/\{id\}/uploads answered 503", story)
-    standing = json.loads(cli("status", "--json").out.splitlines()[0])
-    assert standing["last_failure"]["error"] == "the disk is full"
-    assert KEY not in done.err + story
+    assert re.search(r"retrying +POST /companies/\{id\}/uploads answered 503", history)
+    status = json.loads(cli("status", "--json").out.splitlines()[0])
+    assert status["last_failure"]["error"] == "the disk is full"
+    assert KEY not in done.err + history
 
 
-async def test_status_tells_what_a_customer_under_way_repeats(
+async def test_status_shows_the_failure_that_a_customer_retries(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = LastFailure(
@@ -313,7 +307,7 @@ async def test_status_tells_what_a_customer_under_way_repeats(
     ],
     ids=" ".join,
 )
-def test_2_a_journal_that_is_not_a_regular_file(
+def test_commands_exit_2_for_a_journal_that_is_not_a_regular_file(
     cli: Cli, customers: Customers, command: list[str], place: str
 ) -> None:
     customers(acme=b"Email,Name\na@x.de,A\n")

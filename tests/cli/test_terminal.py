@@ -1,4 +1,4 @@
-"""A server's text cannot steer the terminal."""
+"""Control characters in texts of the server do not reach the terminal."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from asyncmig.cli.output import ConsoleHandler, clean, say
 
 
 @given(st.text())
-def test_a_cleaned_text_is_one_printable_line(text: str) -> None:
+def test_clean_returns_one_printable_line(text: str) -> None:
     cleaned = clean(text)
     assert len(cleaned) <= 300
     assert not any(ord(char) < 32 or 127 <= ord(char) < 160 for char in cleaned)
@@ -27,19 +27,19 @@ def test_a_cleaned_text_is_one_printable_line(text: str) -> None:
         ("[bold]", "[bold]"),
     ],
 )
-def test_what_would_steer_it_is_shown_instead(text: str, shown: str) -> None:
+def test_control_characters_are_replaced_and_markup_is_printed(text: str, shown: str) -> None:
     out = io.StringIO()
     say(Console(file=out, force_terminal=False, width=40), clean(text))
     assert out.getvalue() == f"{shown}\n"
 
 
-def test_a_line_is_never_wrapped() -> None:
+def test_say_does_not_wrap_a_line() -> None:
     out = io.StringIO()
     say(Console(file=out, width=20), "word " * 20)
     assert out.getvalue().count("\n") == 1
 
 
-def test_a_warning_of_the_library_is_one_line_without_a_traceback() -> None:
+def test_a_log_record_of_the_library_is_one_line_without_a_traceback() -> None:
     out = io.StringIO()
     log = logging.getLogger("asyncmig.test_terminal")
     handler = ConsoleHandler(Console(file=out, width=200))

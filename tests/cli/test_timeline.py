@@ -1,4 +1,4 @@
-"""What a fleet did when, from events alone, and from a journal alone."""
+"""The timeline of a fleet, built from events only or from a journal only."""
 
 import asyncio
 from pathlib import Path
@@ -50,8 +50,8 @@ def ended(at: float, noticed_within: float | None) -> Event:
     )
 
 
-def told(*events: Event, end: float = 1100.0) -> list[tuple[str, float, float]]:
-    """Return the segments of one customer whose task is `acme`; the clock began at 1000."""
+def segments_of(*events: Event, end: float = 1100.0) -> list[tuple[str, float, float]]:
+    """Return the segments of the customer `acme` after these events. The timeline begins at 1000."""
     timeline = Timeline(began=1000.0)
     for event in events:
         timeline.note(event, by="acme")
@@ -59,8 +59,8 @@ def told(*events: Event, end: float = 1100.0) -> list[tuple[str, float, float]]:
     return [(kind, start, end) for kind, start, end in timeline.segments("acme")]
 
 
-def test_steps_are_segments_and_an_outcome_ends_them() -> None:
-    assert told(
+def test_each_step_is_a_segment_and_an_outcome_ends_the_last_one() -> None:
+    assert segments_of(
         step(1001, "checking"),
         step(1002, "creating"),
         step(1004, "uploading"),
@@ -75,8 +75,8 @@ def test_steps_are_segments_and_an_outcome_ends_them() -> None:
     ]
 
 
-def test_a_wait_for_the_limit_is_cut_out_of_its_step() -> None:
-    assert told(
+def test_a_wait_for_the_limit_is_a_separate_segment() -> None:
+    assert segments_of(
         step(1000, "uploading"), sent(1020, waited=15), step(1022, "running"), step(1030, "failed")
     ) == [
         ("uploading", 0, 5),
@@ -87,12 +87,12 @@ def test_a_wait_for_the_limit_is_cut_out_of_its_step() -> None:
 
 
 def test_the_pause_after_a_429_is_a_wait_for_the_limit() -> None:
-    assert told(
+    assert segments_of(
         step(1000, "creating"), sent(1000), refused(1001), sent(1004, waited=1), step(1005, "failed")
     ) == [("preparing", 0, 1), ("limit", 1, 4), ("preparing", 4, 5)]
 
 
-def test_a_request_of_another_task_is_nobodys_wait() -> None:
+def test_a_wait_of_another_task_is_not_a_wait_of_the_customer() -> None:
     timeline = Timeline(began=0.0)
     timeline.note(step(0, "creating"), by="acme")
     timeline.note(sent(9, waited=9), by="a poll")
@@ -100,8 +100,8 @@ def test_a_request_of_another_task_is_nobodys_wait() -> None:
     assert [segment.kind for segment in timeline.segments("acme")] == ["preparing"]
 
 
-def test_what_ran_since_the_last_look_may_have_ended() -> None:
-    assert told(
+def test_the_time_between_the_end_of_a_run_and_its_detection_is_a_segment() -> None:
+    assert segments_of(
         step(1000, "running"), ended(1050, 20.0), step(1051, "downloading"), step(1060, "delivered")
     ) == [
         ("running", 0, 30),
@@ -111,15 +111,17 @@ def test_what_ran_since_the_last_look_may_have_ended() -> None:
     ]
 
 
-def test_a_park_lasts_until_it_is_decided_or_to_the_end() -> None:
-    assert told(
+def test_a_parked_segment_lasts_until_the_decision_or_the_end() -> None:
+    assert segments_of(
         step(1000, "running"),
         parked(1010),
         step(1011, "deciding"),
         step(1012, "running"),
         step(1020, "failed"),
     ) == [("running", 0, 10), ("parked", 10, 12), ("running", 12, 20)]
-    assert told(step(1000, "running"), parked(1010), parked(1015, "running"), step(1020, "parked")) == [
+    assert segments_of(
+        step(1000, "running"), parked(1010), parked(1015, "running"), step(1020, "parked")
+    ) == [
         ("running", 0, 10),
         ("parked", 10, 15),
         ("running", 15, 20),
@@ -127,18 +129,18 @@ def test_a_park_lasts_until_it_is_decided_or_to_the_end() -> None:
     ]
 
 
-def test_who_is_interrupted_ends_with_the_others() -> None:
-    assert told(step(1000, "uploading"), end=1007.0) == [("uploading", 0, 7)]
+def test_the_last_segment_of_an_interrupted_customer_ends_with_the_timeline() -> None:
+    assert segments_of(step(1000, "uploading"), end=1007.0) == [("uploading", 0, 7)]
 
 
-def test_a_customer_has_no_more_segments_than_a_picture_can_show() -> None:
+def test_the_number_of_segments_of_a_customer_is_limited() -> None:
     steps = [step(1000.0 + n, "uploading" if n % 2 else "creating") for n in range(5000)]
-    segments = told(*steps, end=6000.0)
+    segments = segments_of(*steps, end=6000.0)
     assert len(segments) < 500
     assert (segments[0][1], segments[-1][2]) == (0, 5000)
 
 
-def test_requests_are_counted_by_endpoint_and_minute_and_holds_that_overlap_are_one() -> None:
+def test_requests_are_counted_by_endpoint_and_minute_and_overlapping_holds_are_merged() -> None:
     timeline = Timeline(began=1000.0)
     for event in (
         sent(1000),
@@ -156,7 +158,7 @@ def test_requests_are_counted_by_endpoint_and_minute_and_holds_that_overlap_are_
     assert timeline.holds == {"POST /companies": [Hold(61, 69), Hold(90, 91)]}
 
 
-def test_delays_are_kept_where_they_are_known() -> None:
+def test_known_detection_delays_are_recorded() -> None:
     timeline = Timeline(began=0.0)
     for event in (ended(10, 2.5), ended(11, None), ended(12, 0.5)):
         timeline.note(event)
@@ -174,7 +176,7 @@ def test_delays_are_kept_where_they_are_known() -> None:
         ("refused", "preparing"),
     ],
 )
-async def test_each_entry_of_a_journal_is_a_step(entry: str, kind: str, tmp_path: Path) -> None:
+async def test_a_journal_entry_is_shown_as_its_step(entry: str, kind: str, tmp_path: Path) -> None:
     state = msgspec.json.encode(Record(external_id="acme", name="Acme", source="s"))
     async with Journal(tmp_path / "fleet.db") as journal, await journal.claim("acme") as claim:
         for each in ("decide", entry, "failed"):
@@ -185,7 +187,7 @@ async def test_each_entry_of_a_journal_is_a_step(entry: str, kind: str, tmp_path
     assert [segment.kind for segment in page.timeline.segments("acme")] == ["parked", kind]
 
 
-def test_the_table_knows_every_step_and_every_entry_that_is_written() -> None:
+def test_the_tables_contain_every_step_and_every_journal_entry() -> None:
     entries = {name for names in get_args(Entry) for name in get_args(names)}
     assert set(STEP_AFTER) == entries - set(get_args(Remark))
     assert set(STEP_AFTER.values()) <= {*ACTIVE, *OUTCOMES}

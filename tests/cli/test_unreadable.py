@@ -1,4 +1,4 @@
-"""One record of a journal that this version cannot decode concerns one customer, and no other."""
+"""A journal record that this version cannot decode affects only its customer."""
 
 import json
 import re
@@ -27,7 +27,7 @@ STATES = {
     "a newer version": b'{"version":2,"external_id":"bad","name":"B","source":"s","company_id":"c-7"}',
 }
 BAD: dict[str, object] = {f"bad{n}": state for n, state in enumerate([*STATES.values(), 7, "text"])}
-"""Customers, and what their records are overwritten with."""
+"""Customers, and the values that overwrite their records."""
 
 
 def states(path: Path) -> dict[str, object]:
@@ -35,39 +35,43 @@ def states(path: Path) -> dict[str, object]:
         return dict(db.execute("SELECT external_id, state FROM companies"))
 
 
-def spoil(path: Path, state: object, external_id: str = "bad") -> None:
+def overwrite_state(path: Path, state: object, external_id: str = "bad") -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE companies SET state = ? WHERE external_id = ?", (state, external_id))
 
 
 @pytest.fixture
 def bad(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The customers whose records are overwritten."""
+    """The external ids of the customers whose records are overwritten."""
     return getattr(request, "param", ("bad",))
 
 
 @pytest.fixture
 def fleet(cli: Cli, simulator: Simulator, customers: Customers, bad: tuple[str, ...]) -> Path:
-    """A journal with a customer that is delivered, one that is parked, and the bad ones."""
+    """Write a journal with a delivered customer, a parked one and the ones to overwrite. Return the manifest."""
     manifest = customers(acme=GOOD, park=FLAWED, **dict.fromkeys(bad, GOOD))
     assert cli("run", manifest, "--speed", SPEED, "--base-url", simulator.base_url).code == 5
     return manifest
 
 
 @pytest.mark.parametrize("bad", [tuple(BAD)], indirect=True, ids=["all"])
-def test_5_every_command_goes_on_with_the_others(cli: Cli, fleet: Path, simulator: Simulator) -> None:
+def test_every_command_processes_the_other_customers(cli: Cli, fleet: Path, simulator: Simulator) -> None:
     for name, state in BAD.items():
-        spoil(Path("fleet.db"), state, name)
-        Path(f"{name}.csv").unlink()  # its import may have begun: that the file is gone concerns nobody else
-    told = {line["external_id"]: line for line in map(json.loads, cli("status", "--json").out.splitlines())}
-    assert (told["acme"]["outcome"], told["park"]["outcome"]) == ("delivered", "parked")
-    assert {name: told[name]["outcome"] for name in BAD} == dict.fromkeys(BAD, "failed")
-    unclear = {name: told[name]["error"] for name in BAD}
+        overwrite_state(Path("fleet.db"), state, name)
+        Path(
+            f"{name}.csv"
+        ).unlink()  # its import may have started, so that a missing file affects only this customer
+    shown_status = {
+        line["external_id"]: line for line in map(json.loads, cli("status", "--json").out.splitlines())
+    }
+    assert (shown_status["acme"]["outcome"], shown_status["park"]["outcome"]) == ("delivered", "parked")
+    assert {name: shown_status[name]["outcome"] for name in BAD} == dict.fromkeys(BAD, "failed")
+    errors = {name: shown_status[name]["error"] for name in BAD}
     assert {
         name
-        for name, error in unclear.items()
+        for name, error in errors.items()
         if "cannot read the customer's record in the journal" not in error
-    } == set(), unclear
+    } == set(), errors
     Path("out/acme/Contacts.csv").unlink()
     sent = simulator.count("POST /companies")
     for command in (("run", fleet, "--speed", SPEED, "--base-url", simulator.base_url), ("retry",)):
@@ -93,25 +97,25 @@ def test_5_every_command_goes_on_with_the_others(cli: Cli, fleet: Path, simulato
     assert {name: left[name] for name in BAD} == BAD
 
 
-def test_5_what_can_be_told_of_it_is(cli: Cli, fleet: Path) -> None:
-    spoil(Path("fleet.db"), STATES["an unknown outcome"])
-    (told,) = [
+def test_status_shows_the_readable_fields_of_an_unreadable_record(cli: Cli, fleet: Path) -> None:
+    overwrite_state(Path("fleet.db"), STATES["an unknown outcome"])
+    (shown_status,) = [
         line
         for line in map(json.loads, cli("status", "--json").out.splitlines())
         if line["external_id"] == "bad"
     ]
-    assert (told["name"], told["ids"]) == ("B", {"company": "c-7", "run": "r-7"})
+    assert (shown_status["name"], shown_status["ids"]) == ("B", {"company": "c-7", "run": "r-7"})
 
 
-def test_a_damaged_text_concerns_its_row_alone(cli: Cli, fleet: Path) -> None:
+def test_a_damaged_text_affects_only_its_row(cli: Cli, fleet: Path) -> None:
     with closing(sqlite3.connect("fleet.db")) as db, db:
         db.execute("INSERT INTO companies (external_id, state) VALUES (CAST(x'ff41' AS TEXT), x'7b')")
         db.execute("DROP TRIGGER events_stand")
         db.execute("UPDATE events SET kind = CAST(x'ff' AS TEXT), detail = x'ff' WHERE seq = 1")
-    told = {
+    shown_status = {
         line["external_id"]: line["outcome"]
         for line in map(json.loads, cli("status", "--json").out.splitlines())
     }
-    assert told == {"acme": "delivered", "park": "parked", "bad": "delivered", "\ufffdA": "failed"}
+    assert shown_status == {"acme": "delivered", "park": "parked", "bad": "delivered", "\ufffdA": "failed"}
     for command in (("show", "acme"), ("status",), ("report",)):
         assert cli(*command).code == 0
