@@ -1,6 +1,6 @@
-"""A caller of the generation "migrations" that is careful: it notes what it does, and continues after its death.
+"""A caller of the client for the generation "migrations". It stores each step, and continues after its process died.
 
-It is the least that a workflow has to do: create, upload, generate, answer, update, execute, download.
+It implements a minimal workflow: create, upload, generate, answer, update, execute, download.
 """
 
 import asyncio
@@ -48,7 +48,11 @@ _TRIES = 6
 
 @dataclass(frozen=True)
 class Customer:
-    """What a caller wants for one customer. `update`: asks the agent to drop bad rows before the execution."""
+    """One customer of a caller.
+
+    `connects`: the caller saves a connection to a live source. `update`: it asks the agent to drop bad rows before
+    the execution. `clarify`: it asks the agent a question before the execution.
+    """
 
     external_id: str
     files: Mapping[str, bytes]
@@ -64,7 +68,7 @@ class Customer:
 
 
 class Notes(msgspec.Struct):
-    """What survives a death."""
+    """The progress that the caller stores in the journal. It is available after the process died."""
 
     migration: str = ""
     sheets: tuple[Sheet, ...] = ()
@@ -79,7 +83,7 @@ class Notes(msgspec.Struct):
 
 @dataclass
 class Ended:
-    """How it ended: delivered, failed, unknown, parked or gone."""
+    """The result for one customer. `how`: delivered, failed, unknown, parked or gone (the server answered 404)."""
 
     how: str
     error: str = ""
@@ -87,7 +91,7 @@ class Ended:
 
 
 class Caller:
-    """Takes one customer through."""
+    """Migrates one customer."""
 
     def __init__(self, session: Session, claim: ClaimPort, customer: Customer, folder: Path) -> None:
         self.session, self.claim, self.customer, self.folder = session, claim, customer, folder
@@ -116,7 +120,7 @@ class Caller:
             if not self.is_restarted:
                 return await self.ended("gone", error)
             self.is_restarted = False
-            await asyncio.sleep(60.0)  # the process before may have just created it
+            await asyncio.sleep(60.0)  # a previous process may have created it a moment ago
             return await self.run()
         except UnknownOutcome as error:
             return await self.ended("unknown", error)
@@ -125,7 +129,7 @@ class Caller:
 
     async def delivered(self, migration: Migration) -> list[Downloaded]:
         for _ in range(_TRIES):
-            with suppress(RunFailed):  # of an export job
+            with suppress(RunFailed):  # an export job failed
                 return await migration.download(to=self.folder, report=self.notes.report)
         raise AssertionError("every export failed")
 
@@ -156,7 +160,10 @@ class Caller:
         return migration
 
     async def operate(self, migration: Migration, kind: Kind) -> None:
-        """Do one operation to its end; or note that it has to be done again, or how all ended."""
+        """Start one operation and wait for its end.
+
+        Store that it ended, that it must be repeated, or that the migration ended.
+        """
         notes = self.notes
         notes.tries += 1
         if notes.tries > _TRIES:
@@ -168,12 +175,12 @@ class Caller:
         except Conflict as error:
             if "in progress" in str(error):
                 raise
-            return await self.again(0, f"refused {kind}")  # its preview can no longer be used
+            return await self.repeat_from(0, f"refused {kind}")  # the server no longer accepts the preview
         except (RunFailed, RunCanceled) as error:
             if kind == "execute" and await self.wrote_rows(migration):
                 notes.end = f"failed: {error}"
                 return await self.note("failed")
-            return await self.again(0, f"failed {kind}")
+            return await self.repeat_from(0, f"failed {kind}")
         if notes.end:
             return await self.note("parked")
         if isinstance(result, Report):
@@ -183,10 +190,10 @@ class Caller:
         notes.point, notes.run, notes.done = None, "", [*notes.done, kind]
         return await self.note(f"ended {kind}")
 
-    async def again(self, done: int, words: str) -> None:
+    async def repeat_from(self, done: int, entry: str) -> None:
         notes = self.notes
         notes.point, notes.run, notes.done = None, "", notes.done[:done]
-        await self.note(words)
+        await self.note(entry)
 
     async def wrote_rows(self, migration: Migration) -> bool:
         for _ in range(40):
@@ -232,7 +239,7 @@ class Caller:
                     self.notes.end = f"parked: {result.reason}"
                     return None
                 case Questions(questions=questions):
-                    with suppress(Conflict):  # it asks something else now, or goes on already
+                    with suppress(Conflict):  # the run has other questions now, or already continued
                         await run.answer({each.id: answer(each) for each in questions})
                 case CredentialsNeeded():
                     with suppress(Conflict):
@@ -249,7 +256,10 @@ def answer(question: Question) -> str:
 
 
 def callers(customers: Sequence[Customer], folder: Path, *, seed: int) -> Process[dict[str, Ended]]:
-    """Return a process with a caller for each customer; it tries again later what a proxy or a server refuses."""
+    """Return a process with a caller for each customer.
+
+    It repeats a call after a server error, after a request without an answer, and after a 403.
+    """
 
     async def one(session: Session, journal: JournalPort, customer: Customer) -> tuple[str, Ended]:
         async with await journal.claim(customer.external_id) as claim:
@@ -263,7 +273,7 @@ def callers(customers: Sequence[Customer], folder: Path, *, seed: int) -> Proces
                     if error.status != 403:
                         raise
                 await asyncio.sleep(60.0)
-            raise AssertionError("20 refusals")
+            raise AssertionError("the server refused 20 attempts")
 
     async def work(transport: Transport, journal: JournalPort) -> dict[str, Ended]:
         async with Session(KEY, BASE_URL, transport=transport, rng=Random(seed)) as session:

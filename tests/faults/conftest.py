@@ -1,4 +1,4 @@
-"""What tests of trouble share."""
+"""Fixtures for the tests of faults."""
 
 import os
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk: no machine loses its power here, and there is much to write."""
+    """Replace `os.fsync` with a function that does nothing. No test simulates a loss of power, and waits are slow."""
     monkeypatch.setattr(os, "fsync", lambda file: None)

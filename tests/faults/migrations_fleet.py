@@ -1,4 +1,4 @@
-"""Customers of the generation "migrations", a fleet for them, and what must hold of its outcomes."""
+"""Customers of the generation "migrations", a fleet that migrates them, and checks of its outcomes."""
 
 import csv
 from collections import Counter
@@ -58,7 +58,7 @@ SCRIPTS = {
 
 
 def specs(folder: Path) -> dict[str, Spec]:
-    """Write the files of all customers."""
+    """Write the files of all customers. Return their specifications by name."""
     found: dict[str, Spec] = {}
     for name, contents in FILES.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def specs(folder: Path) -> dict[str, Spec]:
 
 
 async def decide(parked: Parked) -> Decision | None:
-    """Do what a person does: approve previews, sign in, and answer what can be answered."""
+    """Decide as a person does: approve previews, send credentials, and answer questions."""
     attention = parked.attention
     if attention.kind == "preview":
         return Approve()
@@ -96,7 +96,7 @@ async def decide(parked: Parked) -> Decision | None:
 def fleet(
     customers: list[Spec], out: Path, *, seed: int = 1, limits: str | None = None
 ) -> Process[dict[str, Outcome]]:
-    """Return the process: what `asyncmig run` is."""
+    """Return a process with a fleet, as `asyncmig run` uses it."""
 
     async def process(transport: Transport, journal: JournalPort) -> dict[str, Outcome]:
         async with (
@@ -109,13 +109,13 @@ def fleet(
 
 
 def ended(outcome: Outcome) -> Ended:
-    """Return how an outcome ended, in the words of a careful caller."""
+    """Convert an outcome to the result type of `careful.py`."""
     how = type(outcome).__name__.lower()
     return Ended(how, getattr(outcome, "error", ""), getattr(outcome, "files", ()))
 
 
 def check_delivered(external_id: str, delivered: Ended, world: World) -> None:
-    """Check the files against the server's workbook, row for row as far as the delivery vouches for it."""
+    """Check that the number of rows in each file fits the server's workbook and the flags of the file."""
     sheets = world.migration(external_id).grids()
     rows = {sheet.schema.slug: len(sheet.rows) for sheet in sheets}
     bad = Counter(slug for slug, _ in {(flaw.slug, flaw.row) for flaw in find_flaws(sheets)})

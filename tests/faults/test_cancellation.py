@@ -1,4 +1,4 @@
-"""A fleet that is cancelled at any turn of the loop: it leaves nothing behind, and the same call goes on."""
+"""A fleet that is cancelled in an iteration of the event loop releases all resources. The same call continues it."""
 
 import asyncio
 import os
@@ -15,17 +15,17 @@ from asyncmig import Fleet, Journal, MemoryJournal, Outcome, Session, Spec
 from asyncmig.journal import JournalPort
 from asyncmig.transfers.uploads import UploadLimits
 
-from .test_kills import customers, files, made, remove_journal, simulated, told
+from .test_kills import comparable, customers, files, remove_journal, server_state, simulated
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_fsync")]
 Open = Callable[[], JournalPort]
 
 
 async def work(
-    wire: InProcess, specs: list[Spec], out: Path, journal: JournalPort, turns: Turns
+    transport: InProcess, specs: list[Spec], out: Path, journal: JournalPort, turns: Turns
 ) -> dict[str, Outcome]:
-    """Run the fleet, and check afterwards, cancelled or not, that it gave everything back."""
-    session = Session(KEY, BASE_URL, transport=wire, rng=Random(1))
+    """Run the fleet. Then check that it released all resources, whether it was cancelled or not."""
+    session = Session(KEY, BASE_URL, transport=transport, rng=Random(1))
     fleet = Fleet(session, journal=journal, to=out, decide="approve", export="full", concurrency=1)
     task = asyncio.current_task()
     assert task is not None
@@ -37,7 +37,7 @@ async def work(
         turns.stop()
         task.uncancel()
         assert asyncio.all_tasks() == {task}
-        assert wire.open == 0
+        assert transport.open == 0
         assert not list(out.rglob("*.part"))
         assert fleet._admission._free == 1
         assert session._context.kept(UploadLimits).slots.borrowed_tokens == 0
@@ -49,20 +49,23 @@ async def work(
 async def cancelled(
     specs: list[Spec], out: Path, open_journal: Open, turns: Turns
 ) -> tuple[bool, object, object]:
-    """Cancel the fleet at one turn, then run it to its end; return whether it was, and what came of it."""
-    wire, journal, was = simulated(), open_journal(), False
+    """Cancel the fleet in one iteration, then run it to its end.
+
+    Return whether it was cancelled, the outcomes and the state of the server.
+    """
+    transport, journal, was_cancelled = simulated(), open_journal(), False
     if isinstance(journal, Journal):
         await journal.__aenter__()
     try:
-        await work(wire, specs, out, journal, turns)
+        await work(transport, specs, out, journal, turns)
     except asyncio.CancelledError:
-        was = True
-    for spec in specs:  # nobody holds them any more
+        was_cancelled = True
+    for spec in specs:  # every claim was released
         await (await journal.claim(spec.external_id)).release()
-    outcomes = await work(wire, specs, out, journal, Turns())
+    outcomes = await work(transport, specs, out, journal, Turns())
     if isinstance(journal, Journal):
         await journal.__aexit__(None, None, None)
-    return was, told(outcomes), made(wire)
+    return was_cancelled, comparable(outcomes), server_state(transport)
 
 
 def run(specs: list[Spec], out: Path, open_journal: Open, turns: Turns) -> tuple[bool, object, object]:
@@ -74,10 +77,10 @@ def run(specs: list[Spec], out: Path, open_journal: Open, turns: Turns) -> tuple
 
 
 @pytest.mark.parametrize("place", ["in-memory-every-turn", "on-disk-every-eighteenth"])
-def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(
+def test_a_fleet_cancelled_in_any_iteration_releases_all_and_can_be_continued(
     tmp_path: Path, place: str, stride: int
 ) -> None:
-    """On disk, `--every-point` takes every ninth turn."""
+    """With a journal on disk, `--every-point` selects every ninth iteration."""
     in_memory, out = place.startswith("in-memory"), tmp_path / "out"
 
     def open_journal() -> JournalPort:
@@ -91,10 +94,10 @@ def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(
     while True:
         shutil.rmtree(out)
         remove_journal(tmp_path)
-        was, *result = run(specs, out, open_journal, Turns(number))
+        was_cancelled, *result = run(specs, out, open_journal, Turns(number))
         assert [*result, files(out)] == expected, number
-        if not was:
+        if not was_cancelled:
             break
         number += 1 if in_memory else 9 * stride
-    print(f"cancelled at {number} turns")  # noqa: T201
+    print(f"cancelled in {number} iterations")  # noqa: T201
     assert number > 100

@@ -1,4 +1,4 @@
-"""Rolling deployments: instances that share a journal are stopped, killed and replaced; nobody stays pending."""
+"""Rolling deployments: instances that share a journal are stopped, killed and replaced. No customer stays pending."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc"),
     pytest.mark.timeout(240),
 ]
-JUDGED = (
+CHECKED = (
     "duplicate_imports",
     "duplicate_companies",
     "over_the_limit",
@@ -40,7 +40,7 @@ class Instances:
         self.started: list[subprocess.Popen[str]] = []
 
     async def start(self, name: str, count: int) -> "subprocess.Popen[str]":
-        """Start an instance that accepts `count` customers, and wait until the journal has them."""
+        """Start an instance that accepts `count` customers. Wait until they are in the journal."""
         command = [sys.executable, HERE / "fleetprocess.py", f"{SPEED}", self.place, self._folder / "out"]
         environment = {
             **os.environ,
@@ -48,7 +48,7 @@ class Instances:
             "VERN_BASE_URL": self._farm.base_url,
             "VERN_API_KEY": self._farm.key,
         }
-        process = subprocess.Popen(  # noqa: ASYNC220 - it takes a moment
+        process = subprocess.Popen(  # noqa: ASYNC220 - the call returns at once
             [*command, self._folder / name, f"{count}"],
             env=environment,
             stdout=subprocess.PIPE,
@@ -63,7 +63,7 @@ class Instances:
         return (await asyncio.to_thread(process.stdout.readline)).strip()
 
     async def imports(self, count: int) -> None:
-        while self._farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
+        while self._farm.verdict()["imports"] < count:  # noqa: ASYNC110 - another process starts the imports
             await asyncio.sleep(0.1)
 
     async def statuses(self) -> list[CustomerStatus]:
@@ -99,7 +99,7 @@ def instances(
 @pytest.mark.parametrize(
     ("instances", "killed_after"), [("file", EACH + 1), ("database", 2 * EACH)], indirect=["instances"]
 )
-async def test_nobody_stays_pending_when_instances_are_stopped_killed_and_replaced(
+async def test_no_customer_stays_pending_when_instances_are_stopped_killed_and_replaced(
     instances: Instances, farm: Farm, killed_after: int
 ) -> None:
     first, second = await asyncio.gather(instances.start("one", EACH), instances.start("two", EACH))
@@ -113,10 +113,10 @@ async def test_nobody_stays_pending_when_instances_are_stopped_killed_and_replac
     second.wait()
     assert await instances.line(third) == "ended"
     assert third.wait() == 0
-    told = farm.verdict()
+    verdict = farm.verdict()
     outcomes = [each.outcome for each in await instances.statuses()]
     assert len(outcomes) == 2 * EACH + 1
-    # The response to a create request may die with its process. Nobody can look the company up.
-    assert outcomes.count("unknown") == told["lost_companies"]
-    assert outcomes.count("delivered") == len(outcomes) - told["lost_companies"]
-    assert {name: told[name] for name in JUDGED} == dict.fromkeys(JUDGED, 0)
+    # A process may die before it stores the response to a create request. No endpoint finds that company.
+    assert outcomes.count("unknown") == verdict["lost_companies"]
+    assert outcomes.count("delivered") == len(outcomes) - verdict["lost_companies"]
+    assert {name: verdict[name] for name in CHECKED} == dict.fromkeys(CHECKED, 0)

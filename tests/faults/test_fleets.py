@@ -1,4 +1,4 @@
-"""Whole fleets in trouble: an outage that is waited out, and a key that is seen nowhere."""
+"""Fleets during an outage of the server, time-outs per endpoint, and the secrecy of the API key."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ def customers(folder: Path, count: int) -> list[Spec]:
     return specs
 
 
-async def test_five_minutes_of_errors_fail_nobody_and_are_no_storm(tmp_path: Path) -> None:
+async def test_an_outage_of_five_minutes_fails_no_customer_and_causes_few_requests(tmp_path: Path) -> None:
     world = World(
         key=KEY,
         sources=SOURCES,
@@ -37,28 +37,28 @@ async def test_five_minutes_of_errors_fail_nobody_and_are_no_storm(tmp_path: Pat
         limit=lambda: SlidingLog(10**6),
     )
     loop, began, ended = asyncio.get_running_loop(), 5.0, 305.0
-    wire = InProcess(world)
-    wire.fault = lambda method, path, number: FAULTS["html-502"] if began < loop.time() < ended else None
+    transport = InProcess(world)
+    transport.fault = lambda method, path, number: FAULTS["html-502"] if began < loop.time() < ended else None
     async with (
-        Session(KEY, BASE_URL, transport=wire, rng=Random(1), limit=1000) as session,
+        Session(KEY, BASE_URL, transport=transport, rng=Random(1), limit=1000) as session,
         Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet,
     ):
         outcomes = [outcome async for outcome in fleet.run(customers(tmp_path / "in", 300))]
         finished = loop.time()
     assert all(isinstance(outcome, Delivered) for outcome in outcomes)
-    assert finished < ended + 30.0 + 60.0  # everything flows again, and the runs take their time
-    # 300 first tries, the quota's worth of retries, the probes; polls, which are spaced anyway, come on top.
-    tries = [url for at, method, url in wire.sent if began < at < ended and method != "GET"]
-    assert len(tries) <= 1.1 * 300 + 100 + 30
+    assert finished < ended + 30.0 + 60.0  # 30 s until requests continue, and 60 s for the runs
+    # 300 first attempts, the retries that the quota permits, and the probes. Polls (GET) have their own interval.
+    attempts = [url for at, method, url in transport.sent if began < at < ended and method != "GET"]
+    assert len(attempts) <= 1.1 * 300 + 100 + 30
 
 
-async def test_endpoints_may_have_time_outs_of_their_own(tmp_path: Path) -> None:
-    wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
-    wire.fault = lambda method, path, number: Fault(hangs=True) if number == 1 else None
+async def test_an_endpoint_can_have_its_own_time_out(tmp_path: Path) -> None:
+    transport = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+    transport.fault = lambda method, path, number: Fault(hangs=True) if number == 1 else None
     loop = asyncio.get_running_loop()
-    patience = {"GET /sources": Timeouts(total=3.0)}
+    timeouts = {"GET /sources": Timeouts(total=3.0)}
     async with Session(
-        KEY, BASE_URL, transport=wire, rng=Random(1), timeouts_by_endpoint=patience
+        KEY, BASE_URL, transport=transport, rng=Random(1), timeouts_by_endpoint=timeouts
     ) as session:
         await session.companies.sources()
         assert loop.time() < 10.0
@@ -67,10 +67,10 @@ async def test_endpoints_may_have_time_outs_of_their_own(tmp_path: Path) -> None
 
 
 @pytest.mark.looptime(noop_cycles=42)
-async def test_the_key_is_seen_nowhere(
+async def test_the_key_and_signed_urls_are_not_in_logs_reprs_output_or_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Over real sockets, with a journal on disk, everything logged, and a server that fails in many ways."""
+    """With real sockets, a journal on disk, logging at level DEBUG, and all faults that do not block."""
     caplog.set_level(logging.DEBUG)
     asyncio.get_running_loop().set_debug(True)
     world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, pace=RunDurations(sigma=0.0))

@@ -1,4 +1,4 @@
-"""A fleet whose process is killed at any point: the same call again ends where it would have ended anyway."""
+"""A fleet whose process is killed at any point. The same call, repeated, has the result of an uninterrupted fleet."""
 
 import shutil
 from collections import Counter
@@ -60,7 +60,7 @@ def customers(folder: Path, prefix: str = "") -> list[Spec]:
 
 
 def fleet(specs: list[Spec], out: Path) -> Process[dict[str, Outcome]]:
-    """Return the process: what `asyncmig run` is, with everything that it can be asked for."""
+    """Return a process with a fleet, as `asyncmig run` uses it, with all exports."""
 
     async def process(transport: Transport, journal: JournalPort) -> dict[str, Outcome]:
         async with (
@@ -84,8 +84,8 @@ def simulated() -> InProcess:
     return InProcess(world, rng=Random(1), faults=Faults(script=SCRIPT))
 
 
-def told(outcomes: dict[str, Outcome]) -> object:
-    """Return what outcomes say, without ids that a server draws anew and what hangs on the clock."""
+def comparable(outcomes: dict[str, Outcome]) -> object:
+    """Return the outcomes without durations and without ids, which the server draws at random."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -96,26 +96,24 @@ def told(outcomes: dict[str, Outcome]) -> object:
     return {name: plain(msgspec.to_builtins(outcomes[name])) for name in sorted(outcomes)}
 
 
-def made(wire: InProcess) -> object:
-    """Return what the server has: companies, their imports, exports and keys, and what the ledger judges."""
-    world = wire.world
+def server_state(transport: InProcess) -> object:
+    """Return the companies of the server with their imports, exports and keys. Check the verdict of the ledger."""
+    world = transport.world
     verdict = world.verdict(10.0**6)
     assert verdict.duplicate_companies == verdict.key_leaks == verdict.blind_decisions == 0
     assert verdict.unaccounted == 0
-    assert not wire.foreign
-    assert wire.open == 0
+    assert not transport.foreign
+    assert transport.open == 0
     conflicts = Counter(entry.endpoint for entry in world.ledger.entries if entry.status == 409)
-    assert set(conflicts) <= {
-        "POST /companies",
-        f"POST {_IMPORTS}/{{run_id}}/decisions",
-    }  # no key with other content
+    # A 409 of another endpoint would mean that the client sent an idempotency key again with other content.
+    assert set(conflicts) <= {"POST /companies", f"POST {_IMPORTS}/{{run_id}}/decisions"}
     return {
         company.external_id: (
             company.name,
             [(run.digest, run.status(10.0**6), run.parks, run.decided) for run in company.runs.values()],
             [run.describe(10.0**6) for run in company.exports.values()],
             sorted(key for key in company.keys if key.startswith("i")),
-            sum(key.startswith("e") for key in company.keys),  # they hang on the ids of runs
+            sum(key.startswith("e") for key in company.keys),  # their names contain the ids of runs
             [table.rows for table in company.tables],
         )
         for company in world.companies.values()
@@ -123,7 +121,7 @@ def made(wire: InProcess) -> object:
 
 
 def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
-    """Return what was delivered, by place."""
+    """Return the content of all files in a folder by relative path, without the prefix of the customers."""
     return {
         str(path.relative_to(folder)).removeprefix(f"{prefix}-"): path.read_bytes()
         for path in folder.rglob("*")
@@ -132,45 +130,45 @@ def files(folder: Path, prefix: str = "") -> dict[str, bytes]:
 
 
 def remove_journal(folder: Path) -> None:
-    """Remove a journal and the files beside it: each next session would read a longer send log."""
+    """Remove a journal and its auxiliary files, so that the send log does not become longer with each session."""
     for path in folder.glob("fleet.db*"):
         path.unlink()
 
 
-async def adopt_the_unknown(outcomes: dict[str, Outcome], wire: InProcess, journal: MemoryJournal) -> int:
-    """Do what the outcome says: find the company in the dashboard, and adopt it."""
+async def adopt_unknown(outcomes: dict[str, Outcome], transport: InProcess, journal: MemoryJournal) -> int:
+    """Adopt the companies of unknown outcomes, as the outcomes advise. Return their number."""
     unknown = [name for name, outcome in outcomes.items() if isinstance(outcome, Unknown)]
-    ids = {company.external_id: company.id for company in wire.world.companies.values()}
+    ids = {company.external_id: company.id for company in transport.world.companies.values()}
     for name in unknown:
         await adopt(journal, name, ids[name])
     return len(unknown)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
-def test_killed_at_every_write_and_every_request_it_ends_the_same(
+def test_a_fleet_killed_at_any_write_or_request_has_the_same_result_after_a_restart(
     tmp_path: Path, after: bool, stride: int
 ) -> None:
-    """In process. With a stride of 2, one half of the points is met just before, and the other half just after."""
+    """With a stride of 2, the process dies just before one half of the points, and just after the other half."""
     specs, out = customers(tmp_path / "in"), tmp_path / "out"
     process = fleet(specs, out)
 
     async def uninterrupted() -> tuple[dict[str, Outcome], object, list[str]]:
-        wire, life = simulated(), Life()
-        outcomes, _ = await live(process, wire, MemoryJournal(), out, life)
+        transport, life = simulated(), Life()
+        outcomes, _ = await live(process, transport, MemoryJournal(), out, life)
         assert outcomes is not None
-        return outcomes, made(wire), life.points
+        return outcomes, server_state(transport), life.points
 
     async def killed(life: Life) -> tuple[dict[str, Outcome], object, int]:
-        wire = simulated()
-        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
+        transport = simulated()
+        outcomes, journal = await live(process, transport, MemoryJournal(), out, life)
         assert outcomes is None
-        outcomes, journal = await live(process, wire, journal, out, Life())
+        outcomes, journal = await live(process, transport, journal, out, Life())
         assert outcomes is not None
-        adopted = await adopt_the_unknown(outcomes, wire, journal)
+        adopted = await adopt_unknown(outcomes, transport, journal)
         if adopted:
-            outcomes, journal = await live(process, wire, journal, out, Life())
+            outcomes, journal = await live(process, transport, journal, out, Life())
             assert outcomes is not None
-        return outcomes, made(wire), adopted
+        return outcomes, server_state(transport), adopted
 
     outcomes, server, points = run(uninterrupted())
     assert {name: type(outcome) for name, outcome in outcomes.items()} == {
@@ -180,7 +178,7 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(
         "fails": Failed,
         "unconnected": Failed,
     }
-    expected = told(outcomes), server, files(out)
+    expected = comparable(outcomes), server, files(out)
     tried = adopted = 0
     chosen = list(enumerate(points, 1))[int(after) % stride :: stride]
     for number, name in chosen:
@@ -188,9 +186,9 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(
         life = Life(number, after=after)
         outcomes, server, lost = run(killed(life))
         assert life.points == points[: len(life.points)]
-        assert told(outcomes) == expected[0], (number, name)
+        assert comparable(outcomes) == expected[0], (number, name)
         assert server == expected[1], (number, name)
         assert files(out) == expected[2], (number, name)
         tried, adopted = tried + 1, adopted + lost
-    print(f"{len(points)} points, {tried} deaths; {adopted} companies had to be adopted")  # noqa: T201
+    print(f"{len(points)} points, {tried} deaths, {adopted} companies adopted")  # noqa: T201
     assert tried == len(chosen) > 50

@@ -1,4 +1,4 @@
-"""Every call of the API under every fault, once each: what the caller then gets stands in one table."""
+"""Every API call with every fault, once each. One table contains the expected results."""
 
 import csv
 import io
@@ -32,10 +32,10 @@ NAMES = [
     "redirect",
     "drift",
 ]
-# ok: the caller gets what it asked for, and the server did it once.
-# unknown: `UnknownOutcome`; the company may be there, its id was in the lost answer, and no endpoint finds it.
-# cut: `TruncatedDownload`: what was handed on of a stream cannot be taken back.
-# -: cannot happen: the answer to this call has no JSON that could drift.
+# ok: the call succeeds, and the server performed the operation once.
+# unknown: `UnknownOutcome`. The company may exist, the lost answer contained its id, and no endpoint finds it.
+# cut: `TruncatedDownload`. The client cannot take back bytes of a stream that it already returned.
+# -: impossible. The answer to this call contains no JSON that can drift.
 MATRIX = """
                  lost      answer    reset     429  500     500       HTML  empty  trunc.    hang     redirect  drift
 list sources     ok        ok        ok        ok   ok      ok        ok    ok     ok        ok       ok        ok
@@ -62,7 +62,7 @@ download zip     ok        ok        ok        ok   ok      ok        ok    ok  
 stream           ok        ok        cut       ok   ok      ok        ok    ok     cut       ok       ok        -
 stream zip       ok        ok        cut       ok   ok      ok        ok    ok     cut       ok       ok        -
 """
-ROUTES = {  # the simulator's name of each call's endpoint
+ROUTES = {  # the endpoint of each call, as the simulator names it
     "list sources": "GET /sources",
     "list templates": "GET /templates",
     "create company": "POST /companies",
@@ -101,7 +101,7 @@ def drift(body: bytes) -> bytes:
 
 
 class Calls:
-    """Each call of the API, made as a user makes it, with a check of what it gave."""
+    """Makes each API call with the public interface, and checks its result."""
 
     def __init__(self, session: Session, tmp_path: Path) -> None:
         self.session, self.tmp_path = session, tmp_path
@@ -253,12 +253,13 @@ class Calls:
 
 
 @pytest.mark.parametrize(("call", "fault", "expected"), CELLS, ids=lambda each: each)
-async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_path: Path) -> None:
+async def test_a_call_with_a_fault_has_the_result_of_the_table(
+    call: str, fault: str, expected: str, tmp_path: Path
+) -> None:
     if expected == "-":
         return
-    schemas = (
-        SCHEMAS[1:2] if call == "download" else SCHEMAS
-    )  # one sheet is a CSV, which no checksum protects
+    # A single sheet is sent as CSV, which has no checksum.
+    schemas = SCHEMAS[1:2] if call == "download" else SCHEMAS
     variants = Variants(
         zip_status=404 if call == "download" else 200,
         inline_rows=10 if call == "rows as file" else None,
@@ -273,9 +274,9 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
         pace=RunDurations(base=200.0, sigma=0.0),
         variants=variants,
     )
-    wire = InProcess(world, faulty_endpoint=ROUTES[call])
-    wire.nth = {1: Fault(change=drift) if fault == "drift" else FAULTS[fault]}
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(1)) as session:
+    transport = InProcess(world, faulty_endpoint=ROUTES[call])
+    transport.nth = {1: Fault(change=drift) if fault == "drift" else FAULTS[fault]}
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(1)) as session:
         make: Callable[[], Awaitable[None]] = getattr(Calls(session, tmp_path), call.replace(" ", "_"))
         if expected == "unknown":
             with pytest.raises(UnknownOutcome, match="adopt"):
@@ -285,8 +286,8 @@ async def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_pa
                 await make()
         else:
             await make()
-    assert wire.faults_met == 1
-    assert not wire.foreign
+    assert transport.faults_met == 1
+    assert not transport.foreign
     verdict = world.verdict(now=10**6)
     assert verdict.duplicate_companies == verdict.duplicate_imports == verdict.key_leaks == 0
     assert verdict.duplicate_exports == 0

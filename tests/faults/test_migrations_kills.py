@@ -1,4 +1,4 @@
-"""A fleet of the generation "migrations" whose process is killed anywhere, or cancelled at any turn of the loop."""
+"""A fleet of the generation "migrations" whose process is killed at any point, or cancelled in any iteration."""
 
 import asyncio
 import os
@@ -41,8 +41,8 @@ def simulated(faults: bool = True) -> InProcess:
     return InProcess(world, faults=Faults(script=FAULTY if faults else {}))
 
 
-def told(outcomes: dict[str, Outcome]) -> object:
-    """Return what outcomes say, without ids that a server draws anew and what depends on the time."""
+def comparable(outcomes: dict[str, Outcome]) -> object:
+    """Return the outcomes without durations and without ids, which the server draws at random."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -53,12 +53,12 @@ def told(outcomes: dict[str, Outcome]) -> object:
     return {name: plain(msgspec.to_builtins(outcomes[name])) for name in sorted(outcomes)}
 
 
-def made(wire: InProcess) -> object:
-    """Return what the server has, and check that nothing happened twice."""
-    world = wire.world
+def server_state(transport: InProcess) -> object:
+    """Return the migrations of the server. Check that it recorded no duplicate and no other fault of the client."""
+    world = transport.world
     assert str(world.verdict(10.0**6)) == "no faults"
-    assert not wire.foreign
-    assert wire.open == 0
+    assert not transport.foreign
+    assert transport.open == 0
     return {
         migration.external_id: (
             sorted(kind for kind, _ in migration.accepted),
@@ -79,37 +79,37 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
-def test_killed_at_every_write_and_every_request_it_ends_the_same(
+def test_a_fleet_killed_at_any_write_or_request_has_the_same_result_after_a_restart(
     tmp_path: Path, after: bool, stride: int
 ) -> None:
     customers, out = [specs(tmp_path / "in")[name] for name in CUSTOMERS], tmp_path / "out"
     process = fleet(customers, out, limits="per-endpoint")
 
     async def uninterrupted() -> tuple[dict[str, Outcome], object, list[str]]:
-        wire, life = simulated(), Life()
-        outcomes, _ = await live(process, wire, MemoryJournal(), out, life)
+        transport, life = simulated(), Life()
+        outcomes, _ = await live(process, transport, MemoryJournal(), out, life)
         assert outcomes is not None
         for outcome in outcomes.values():
             assert isinstance(outcome, Delivered), outcome
-            check_delivered(outcome.external_id, ended(outcome), wire.world)
-        return outcomes, made(wire), life.points
+            check_delivered(outcome.external_id, ended(outcome), transport.world)
+        return outcomes, server_state(transport), life.points
 
     async def killed(life: Life) -> tuple[dict[str, Outcome], object]:
-        wire = simulated()
-        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
+        transport = simulated()
+        outcomes, journal = await live(process, transport, MemoryJournal(), out, life)
         assert outcomes is None
-        outcomes, _ = await live(process, wire, journal, out, Life())
+        outcomes, _ = await live(process, transport, journal, out, Life())
         assert outcomes is not None
-        return outcomes, made(wire)
+        return outcomes, server_state(transport)
 
     outcomes, server, points = run(uninterrupted())
-    expected = told(outcomes), server, files(out)
+    expected = comparable(outcomes), server, files(out)
     unknown = 0
     for number, name in list(enumerate(points, 1))[int(after) % stride :: stride]:
         shutil.rmtree(out)
         outcomes, server = run(killed(Life(number, after=after)))
         unknown += any(isinstance(outcome, Unknown) for outcome in outcomes.values())
-        assert told(outcomes) == expected[0], (
+        assert comparable(outcomes) == expected[0], (
             number,
             name,
             [getattr(o, "error", "") for o in outcomes.values()],
@@ -121,35 +121,38 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(
 
 
 async def work(
-    wire: InProcess, customers: list[Spec], out: Path, journal: MemoryJournal, turns: Turns
+    transport: InProcess, customers: list[Spec], out: Path, journal: MemoryJournal, turns: Turns
 ) -> object:
-    """Run the fleet, and check afterwards, cancelled or not, that it gave everything back."""
+    """Run the fleet. Then check that it released all resources, whether it was cancelled or not."""
     process, task = fleet(customers, out, limits="per-endpoint"), asyncio.current_task()
     assert task is not None
     turns.watch(task)
     try:
-        return told(await process(wire, journal))
+        return comparable(await process(transport, journal))
     finally:
         turns.stop()
         task.uncancel()
         assert asyncio.all_tasks() == {task}
-        assert wire.open == 0
+        assert transport.open == 0
         assert not list(out.rglob("*.part"))
 
 
 async def cancelled(customers: list[Spec], out: Path, turns: Turns) -> tuple[bool, object, object]:
-    """Cancel the fleet at one turn, then run it to its end; return whether it was, and what came of it."""
-    wire, journal, was = simulated(faults=False), MemoryJournal(), False
+    """Cancel the fleet in one iteration, then run it to its end.
+
+    Return whether it was cancelled, the outcomes and the state of the server.
+    """
+    transport, journal, was_cancelled = simulated(faults=False), MemoryJournal(), False
     try:
-        await work(wire, customers, out, journal, turns)
+        await work(transport, customers, out, journal, turns)
     except asyncio.CancelledError:
-        was = True
-    for spec in customers:  # nobody holds them any more
+        was_cancelled = True
+    for spec in customers:  # every claim was released
         await (await journal.claim(spec.external_id)).release()
-    return was, await work(wire, customers, out, journal, Turns()), made(wire)
+    return was_cancelled, await work(transport, customers, out, journal, Turns()), server_state(transport)
 
 
-def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
+def test_a_fleet_cancelled_in_any_iteration_releases_all_and_can_be_continued(tmp_path: Path) -> None:
     customers, out = [specs(tmp_path / "in")["asks"]], tmp_path / "out"
 
     def at(turn: int | None) -> tuple[bool, object, object]:
@@ -165,10 +168,10 @@ def test_cancelled_at_every_turn_it_leaves_nothing_and_goes_on(tmp_path: Path) -
     number = 1
     while True:
         shutil.rmtree(out)
-        was, *result = at(number)
+        was_cancelled, *result = at(number)
         assert [*result, files(out)] == expected, number
-        if not was:
+        if not was_cancelled:
             break
         number += 1
-    print(f"cancelled at {number} turns")  # noqa: T201
+    print(f"cancelled in {number} iterations")  # noqa: T201
     assert number > 100

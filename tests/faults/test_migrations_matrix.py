@@ -1,4 +1,4 @@
-"""Every call of the generation "migrations" under every fault, once each: a table says what the caller gets."""
+"""Every API call of the generation "migrations" with every fault, once each. A table has the expected results."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -52,11 +52,11 @@ FAULTY: Mapping[str, Fault] = {
     "401": Fault(instead=json_reply(401, {"error": "Invalid API key"})),
     "404": Fault(instead=json_reply(404, {"error": "Not found"})),
 }
-# ok: the caller gets what it asked for, and the server did it once.
-# lost: `UnknownOutcome`; without an external id, no request finds the migration that may be there.
-# key: `AuthError`, and the session sends nothing any more.
-# none: `NotFound`; where it may be too early to ask, the client asks again (ok).
-# -: cannot happen: the answer to this call has no JSON that could drift, or the fault is one of the API's host.
+# ok: the call succeeds, and the server performed the operation once.
+# lost: `UnknownOutcome`. The migration may exist. Without an external id, no request finds it.
+# key: `AuthError`. The session then sends no more requests.
+# none: `NotFound`. A call that may come before the object is visible is repeated instead (ok).
+# -: impossible. The answer to this call contains no JSON that can drift, or only the host of the API has this fault.
 MATRIX = """
                   lost  answerreset 429   429+  500   500 p 502   503   HTML  trunc hang  302   drift 401   404
 list sources      ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
@@ -94,9 +94,7 @@ read export       ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok
 fetch export      ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    -     -     ok
 log               ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    ok    key   none
 """
-ROUTES: Mapping[
-    str, tuple[str, int]
-] = {  # the endpoint of each call, and which of its requests meets the fault
+ROUTES: Mapping[str, tuple[str, int]] = {  # the endpoint of each call
     "list sources": "GET /sources",
     "update source": "PATCH /sources/{source}",
     "pin source": "POST /sources/{source}/pin",
@@ -133,7 +131,7 @@ ROUTES: Mapping[
     "log": f"GET {MIGRATION}/log",
 }
 LATE = {"update", "clarify", "execute", "events", "download", "log"}
-"""Calls whose endpoint is needed before, too: they say themselves when the fault comes."""
+"""Calls that also need their endpoint for the preparation. They choose the faulty request themselves."""
 CELLS = [
     (line[:18].strip(), fault, expected)
     for line in MATRIX.strip("\n").splitlines()[1:]
@@ -143,26 +141,26 @@ CELLS = [
 
 
 class Calls:
-    """Each call of the API, made as a user makes it, with a check of what it gave."""
+    """Makes each API call with the public interface, and checks its result."""
 
-    def __init__(self, session: Session, wire: InProcess, folder: Path, fault: Fault) -> None:
-        self.api, self.wire, self.world, self.folder, self.fault = (
+    def __init__(self, session: Session, transport: InProcess, folder: Path, fault: Fault) -> None:
+        self.api, self.transport, self.world, self.folder, self.fault = (
             session.migrations,
-            wire,
-            wire.world,
+            transport,
+            transport.world,
             folder,
             fault,
         )
 
     def next_is_faulty(self) -> None:
-        """Let the next request to the faulty endpoint meet the fault, and none before."""
-        self.wire.nth = {self.wire.requests[self.wire.faulty_endpoint] + 1: self.fault}
+        """Let the next request to the faulty endpoint meet the fault."""
+        self.transport.nth = {self.transport.requests[self.transport.faulty_endpoint] + 1: self.fault}
 
-    async def made(self, external_id: str = "acme") -> Migration:
+    async def created(self, external_id: str = "acme") -> Migration:
         return await self.api.create(name="Acme", source="HubSpot", external_id=external_id)
 
     async def filled(self, external_id: str = "acme") -> Migration:
-        migration = await self.made(external_id)
+        migration = await self.created(external_id)
         await migration.upload_all([("contacts.csv", CONTACTS)])
         return migration
 
@@ -213,10 +211,10 @@ class Calls:
         assert [column.name for column in columns] == ["Title", "Stage", "Amount", "Contact", "Website"]
         assert columns[3].link_rule
 
-    # What goes into a migration
+    # Input of a migration
 
     async def create(self) -> None:
-        assert (await self.made()).sheets
+        assert (await self.created()).sheets
         assert len(self.world.migrations) == 1
 
     async def create_nameless(self) -> None:
@@ -231,7 +229,7 @@ class Calls:
     create_uploads = put_bytes = list_files
 
     async def save_connection(self) -> None:
-        migration = await self.made()
+        migration = await self.created()
         await migration.connection.save("hubspot", credentials={"token": "t"})
         connection = await migration.connection.read("hubspot")
         assert connection is not None
@@ -242,7 +240,7 @@ class Calls:
     read_connection = delete_connection = save_connection
 
     async def own_knowledge(self) -> None:
-        migration = await self.made()
+        migration = await self.created()
         await migration.knowledge.update(lambda text: f"{text}x")
         assert (await migration.knowledge.read()).text == "x"
 
@@ -331,7 +329,9 @@ class Calls:
 
 
 @pytest.mark.parametrize(("call", "fault", "expected"), CELLS, ids=lambda each: each)
-def test_a_call_under_a_fault(call: str, fault: str, expected: str, tmp_path: Path) -> None:
+def test_a_call_with_a_fault_has_the_result_of_the_table(
+    call: str, fault: str, expected: str, tmp_path: Path
+) -> None:
     run(one_cell(call, fault, expected, tmp_path))
 
 
@@ -344,9 +344,9 @@ async def one_cell(call: str, fault: str, expected: str, folder: Path) -> None:
         variants=Variants(),
         scripts={name.replace(" ", "-"): script for name, script in SCRIPTS.items()},
     )
-    wire = InProcess(world, faulty_endpoint=ROUTES[call])
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(1), limits="per-endpoint") as session:
-        calls = Calls(session, wire, folder, FAULTY[fault])
+    transport = InProcess(world, faulty_endpoint=ROUTES[call])
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(1), limits="per-endpoint") as session:
+        calls = Calls(session, transport, folder, FAULTY[fault])
         if call not in LATE:
             calls.next_is_faulty()
         make: Callable[[], Awaitable[None]] = getattr(calls, call.replace(" ", "_"))
@@ -357,11 +357,12 @@ async def one_cell(call: str, fault: str, expected: str, folder: Path) -> None:
             with pytest.raises(error):
                 await make()
         if expected == "key":
-            sent = len(wire.sent)
+            sent = len(transport.sent)
             with pytest.raises(AuthError):
                 await session.migrations.sources()
-            assert len(wire.sent) == sent
-    assert wire.faults_met == 1
-    assert not wire.foreign or (call, fault) == ("fetch export", "302")  # a download link may redirect
-    assert wire.open == 0
+            assert len(transport.sent) == sent
+    assert transport.faults_met == 1
+    # A download link is allowed to redirect to another host.
+    assert not transport.foreign or (call, fault) == ("fetch export", "302")
+    assert transport.open == 0
     assert str(world.verdict(10.0**6)) == "no faults"

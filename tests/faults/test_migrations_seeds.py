@@ -1,7 +1,8 @@
-"""Random customers of the generation "migrations" against random servers: safe under faults, finished after them.
+"""Random customers and random servers of the generation "migrations".
 
-One seed draws the customers, the server's reading of each silence, its limits, latencies and faults, when the process
-is killed, and whether it is a fleet or a careful caller of the client. One seed that failed:
+Faults cause no duplicates, and every migration ends after the faults stop. One seed determines the customers, the
+server's variant for each case that the contract leaves open, its limits, latencies and faults, the times at which the
+process is killed, and whether the client is a fleet or the caller in `careful.py`. To repeat one seed:
 `--first-seed N --seeds 1`.
 """
 
@@ -26,20 +27,23 @@ STOP = 1800.0
 
 
 def rates(rng: Random) -> dict[str, float]:
-    """Return rates of some faults, together at most a quarter of all requests."""
+    """Return the rates of up to four faults. Their sum is at most a quarter of all requests."""
     names = rng.sample([name for name in FAULTS if name != "too-many"], k=rng.randint(0, 4))
     return {name: rng.uniform(0.0, 0.25 / len(names)) for name in names}
 
 
 def variants(rng: Random) -> Variants:
-    """Return a reading of each silence; of half of them the usual one, so that others show."""
+    """Return a variant for each case that the contract leaves open.
+
+    About half of them have the default, so that the effect of the others is visible.
+    """
     drawn, usual = Variants.drawn(rng), Variants()
     kept = {name: getattr(usual, name) for name in Variants.__dataclass_fields__ if rng.random() < 0.5}
     return replace(drawn, **kept)
 
 
 def check(external_id: str, end: Ended, world: World, *, has_faults: bool) -> None:
-    """Check what was delivered, and that nothing ended otherwise without a reason."""
+    """Check delivered files. For any other result, check that the server or its faults can have caused it."""
     chosen = world.variants
     match end.how:
         case "delivered":
@@ -51,14 +55,14 @@ def check(external_id: str, end: Ended, world: World, *, has_faults: bool) -> No
         case "gone":
             assert chosen.retention, end
         case "failed":
-            lives = (chosen.preview_lives, chosen.blocked_lives, chosen.retention)
-            assert chosen.zombies or chosen.failing_jobs or any(lives), end
+            limited_lifetimes = (chosen.preview_lives, chosen.blocked_lives, chosen.retention)
+            assert chosen.zombies or chosen.failing_jobs or any(limited_lifetimes), end
         case _:
-            pytest.fail(f"did not end: {end}")
+            pytest.fail(f"the migration did not end: {end}")
 
 
-def test_random_customers_against_random_servers(seed_of_faults: int, tmp_path: Path) -> None:
-    print(f"again: pytest {__file__} --first-seed {seed_of_faults} --seeds 1")  # noqa: T201
+def test_random_customers_and_servers_end_without_duplicates(seed_of_faults: int, tmp_path: Path) -> None:
+    print(f"to repeat: pytest {__file__} --first-seed {seed_of_faults} --seeds 1")  # noqa: T201
     ends = run(one_seed(seed_of_faults, tmp_path))
     print("ends:", *(f"{name}={end.how}" for name, end in ends.items()))  # noqa: T201
 
@@ -75,7 +79,7 @@ async def one_seed(seed: int, folder: Path) -> dict[str, Ended]:
         scripts=SCRIPTS,
     )
     faults = Faults(shares, rng=Random(seed), until=STOP)
-    wire = InProcess(world, rng=rng, latency=rng.choice([0.05, 0.3, 1.0]), faults=faults)
+    transport = InProcess(world, rng=rng, latency=rng.choice([0.05, 0.3, 1.0]), faults=faults)
     if is_fleet:
         written = specs(folder / "in")
         work = fleet([written[name] for name in names], out, seed=seed)
@@ -95,12 +99,12 @@ async def one_seed(seed: int, folder: Path) -> dict[str, Ended]:
     for _ in range(deaths):
         life, loop = Life(), asyncio.get_running_loop()
         timer = loop.call_later(rng.choice((3.0, 60.0, 4000.0)) * rng.random(), life.died.set)
-        _, journal = await live(work, wire, journal, out, life)
+        _, journal = await live(work, transport, journal, out, life)
         timer.cancel()
     calls = 0
     while calls < 10:
         calls += 1
-        results, journal = await live(work, wire, journal, out, Life())
+        results, journal = await live(work, transport, journal, out, Life())
         assert results is not None
         ends = {name: ended(each) if is_fleet else each for name, each in results.items()}
         if not any(end.how == "pending" for end in ends.values()):
@@ -108,14 +112,14 @@ async def one_seed(seed: int, folder: Path) -> dict[str, Ended]:
         await asyncio.sleep(600.0)
     for name, end in ends.items():
         check(name, end, world, has_faults=bool(shares) or deaths > 0)
-    assert not wire.foreign or {"redirect", "redirect-after"} & shares.keys()
-    assert wire.open == 0
+    assert not transport.foreign or {"redirect", "redirect-after"} & shares.keys()
+    assert transport.open == 0
     assert not list(out.rglob("*.part"))
     verdict = world.verdict(asyncio.get_running_loop().time())
     assert verdict.executed_twice == verdict.uploaded_twice == verdict.duplicate_migrations == 0
     assert verdict.key_leaks == verdict.after_refusal == verdict.malformed == 0
     if not deaths:
         assert verdict.generated_twice == 0
-        if calls == 1:  # another process would have to know what this one has sent
+        if calls == 1:  # a second session does not know which requests the first one sent
             assert verdict.over_the_limit == verdict.starts_beyond_three == 0
     return ends

@@ -1,4 +1,4 @@
-"""The same with real processes, a journal on disk and real sockets: fleets that kill themselves, or fall asleep."""
+"""Fleets in real processes that SIGKILL ends or SIGSTOP suspends, with a journal on disk and real sockets."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from asyncmig.simulator.server.limits import SlidingLog
 from .test_kills import KEY, files
 
 pytestmark = [
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells the dead by /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="identifies dead processes with /proc"),
     pytest.mark.timeout(300),
 ]
 SPEED = 60.0
@@ -34,7 +34,7 @@ from pathlib import Path
 from random import Random
 from typing import Self
 sys.path[:0] = [sys.argv[1]]
-from faults.test_kills import KEY, customers, told
+from faults.test_kills import KEY, comparable, customers
 from asyncmig import Fleet, Journal, Session
 from asyncmig._io.aiohttp_transport import AiohttpTransport
 from asyncmig.simulator import fast_loop
@@ -56,16 +56,16 @@ async def fleet(url, folder, life, journal):
 def process(url, folder, point, after, number, name):
     journal = Journal(folder / "fleet.db", holder=name, lease=LEASE if number == signal.SIGSTOP else 30.0)
     def end():
-        # A pause in the thread that writes is never in the middle of a transaction, which would lock the file. The
-        # signal is for this thread: if another one received it, this one could go on until that one has stopped it.
+        # SIGSTOP is sent from the thread that writes the journal. No transaction is open then, which would lock the
+        # file. The signal goes to the calling thread: with another receiver, this thread could continue for a moment.
         kill = lambda: signal.pthread_kill(threading.get_ident(), number)
         kill() if number == signal.SIGKILL else journal._writer._executor.submit(kill).result()
         life.wake()
     life = Life(point, after=after, kill=end)
     outcomes = fast_loop(float(sys.argv[3])).run_until_complete(fleet(url, folder, life, journal))
-    told_of = {key.partition("-")[2]: (each["type"], each.get("rows"), each.get("error"))
-               for key, each in told(outcomes).items()}
-    (folder / f"{name}.json").write_text(json.dumps([len(life.points), told_of]))
+    summaries = {key.partition("-")[2]: (each["type"], each.get("rows"), each.get("error"))
+               for key, each in comparable(outcomes).items()}
+    (folder / f"{name}.json").write_text(json.dumps([len(life.points), summaries]))
 
 def start(*args):
     pid = os.fork()
@@ -97,7 +97,7 @@ Job = tuple[Path, int | None, bool, int]
 
 @contextmanager
 def served(world: World) -> Iterator[str]:
-    """Serve a world from a thread, some requests in trouble."""
+    """Serve a world from a thread. Some requests meet faults."""
     loop, ready, stop = fast_loop(SPEED), threading.Event(), asyncio.Event()
     rates = dict.fromkeys(("request-lost", "500-before", "html-502", "truncated"), 0.02)
     urls: list[str] = []
@@ -123,7 +123,7 @@ def served(world: World) -> Iterator[str]:
 
 
 class Processes:
-    """Programs that run fleets in children of theirs, and do as they are told."""
+    """Programs that receive jobs on stdin, and run each fleet in a child process."""
 
     def __init__(self, url: str) -> None:
         command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parents[1]), url, str(SPEED)]
@@ -135,9 +135,10 @@ class Processes:
         self._threads = ThreadPoolExecutor(PROCESSES)
 
     def run(self, jobs: Iterable[Job]) -> list[list[int]]:
-        """Run fleets in folders: one that meets its signal at a point, if there is one, and one that goes on.
+        """Run two processes for each job: one that receives its signal at a point, and one that continues.
 
-        Return how each process ended, the one that slept last.
+        A job without a point has the second process only. Return the exit statuses of the processes. A stopped
+        process also has its status after it continued, at the end.
         """
         return list(self._threads.map(self._one, jobs))
 
@@ -160,13 +161,14 @@ class Processes:
             program.communicate()
 
 
-def told(folder: Path, name: str = "second") -> tuple[int, dict[str, list[object]]]:
+def read_result(folder: Path, name: str = "second") -> tuple[int, dict[str, list[object]]]:
+    """Return the number of points that a process passed, and its outcomes."""
     points, outcomes = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     return points, outcomes
 
 
-def made(world: World, folder: Path) -> object:
-    """Return what the server has of the customers of one fleet."""
+def server_state(world: World, folder: Path) -> object:
+    """Return the companies that the server has for the customers of one fleet."""
     return {
         company.name.partition("-")[2]: (
             [(run.digest, run.status(10.0**6), run.parks, run.decided) for run in company.runs.values()],
@@ -179,9 +181,9 @@ def made(world: World, folder: Path) -> object:
     }
 
 
-def adopt_the_unknown(world: World, folder: Path) -> int:
+def adopt_unknown(world: World, folder: Path) -> int:
     unknown = [
-        f"{folder.name}-{name}" for name, outcome in told(folder)[1].items() if outcome[0] == "unknown"
+        f"{folder.name}-{name}" for name, outcome in read_result(folder)[1].items() if outcome[0] == "unknown"
     ]
     ids = {company.name: company.id for company in world.companies.values()}
 
@@ -196,28 +198,33 @@ def adopt_the_unknown(world: World, folder: Path) -> int:
 
 @dataclass
 class Trials:
-    """Fleets that all met the same signal, each at a point of its own; and one that met none."""
+    """Fleets that received the same signal, each at another point, and a reference that received none."""
 
     world: World
-    whole: Path
+    reference: Path
     folders: list[Path]
     statuses: list[list[int]]
     points: int
     adopted: int
 
     def check(self) -> None:
-        """All of them ended as the one that met no signal."""
+        """Check that all fleets have the result of the reference."""
         for folder in self.folders:
-            assert told(folder)[1] == told(self.whole)[1], folder
-            assert made(self.world, folder) == made(self.world, self.whole), folder
-            assert files(folder / "out", folder.name) == files(self.whole / "out", self.whole.name), folder
+            assert read_result(folder)[1] == read_result(self.reference)[1], folder
+            assert server_state(self.world, folder) == server_state(self.world, self.reference), folder
+            assert files(folder / "out", folder.name) == files(self.reference / "out", self.reference.name), (
+                folder
+            )
         verdict = self.world.verdict(10.0**6)
         assert verdict.duplicate_companies == verdict.blind_decisions == verdict.key_leaks == 0
         assert verdict.unaccounted == 0
 
 
-def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
-    """Let `count` fleets meet a signal at points spread over them, half of these just after what happens there."""
+def run_trials(folder: Path, number: signal.Signals, count: int) -> Trials:
+    """Run `count` fleets that receive a signal at evenly spaced points.
+
+    Half of them receive it just before the write or request at that point, and the others just after it.
+    """
     world = World(
         key=KEY,
         sources=SOURCES,
@@ -227,41 +234,46 @@ def tried(folder: Path, number: signal.Signals, count: int) -> Trials:
         pace=RunDurations(queued=0.5, base=2.0, per_row=0.0, sigma=0.0),
         variants=Variants(parks_twice=True, failed_writes=0.0, hollow_writes=0.0),
     )
-    whole, *folders = [folder / f"t{number:02}" for number in range(count + 1)]
-    for each in (whole, *folders):
+    reference, *folders = [folder / f"t{number:02}" for number in range(count + 1)]
+    for each in (reference, *folders):
         each.mkdir()
     with served(world) as url, Processes(url) as processes:
-        assert processes.run([(whole, None, False, 0)]) == [[0]]
-        points = told(whole)[0]
+        assert processes.run([(reference, None, False, 0)]) == [[0]]
+        points = read_result(reference)[0]
         at = [round(1 + n * 0.9 * (points - 1) / (count - 1)) for n in range(count)]
         statuses = processes.run((each, at[n], bool(n % 2), int(number)) for n, each in enumerate(folders))
-        # The answer to any creation may be lost, also one of the fleet that met no signal.
-        adopted = {each: adopt_the_unknown(world, each) for each in (whole, *folders)}
+        # The answer to any create request may be lost, also to one of the reference.
+        adopted = {each: adopt_unknown(world, each) for each in (reference, *folders)}
         again: list[Job] = [(each, None, False, 0) for each, lost in adopted.items() if lost]
         assert processes.run(again) == [[0]] * len(again)
-    return Trials(world, whole, folders, statuses, points, sum(adopted.values()))
+    return Trials(world, reference, folders, statuses, points, sum(adopted.values()))
 
 
-def test_killed_with_sigkill_it_ends_the_same(tmp_path: Path, stride: int) -> None:
+def test_a_fleet_ended_by_sigkill_has_the_same_result_after_a_restart(tmp_path: Path, stride: int) -> None:
     count = 44 // stride
-    trials = tried(tmp_path, signal.SIGKILL, count)
+    trials = run_trials(tmp_path, signal.SIGKILL, count)
     killed = [first for first, second in trials.statuses if first == signal.SIGKILL and second == 0]
     print(  # noqa: T201
-        f"{trials.points} points, {len(killed)} killed; {trials.adopted} companies had to be adopted"
+        f"{trials.points} points, {len(killed)} killed, {trials.adopted} companies adopted"
     )
     assert len(killed) >= count - 4
     trials.check()
 
 
-def test_stopped_past_its_lease_it_doubles_nothing_when_it_wakes(tmp_path: Path) -> None:
-    trials = tried(tmp_path, signal.SIGSTOP, 12)
-    slept = [folder for folder, ended in zip(trials.folders, trials.statuses, strict=True) if len(ended) == 3]
-    print(f"{trials.points} points, {len(slept)} slept; {trials.adopted} companies had to be adopted")  # noqa: T201
-    assert len(slept) >= 10
-    assert {code for ended in trials.statuses for code in ended[1:]} == {0}  # also of those that ended before
-    for folder in slept:
-        woken = told(folder, "first")[1]
-        held = [error for kind, _, error in woken.values() if kind == "pending"]
+def test_a_process_that_sigstop_suspends_past_its_lease_causes_no_duplicates(tmp_path: Path) -> None:
+    trials = run_trials(tmp_path, signal.SIGSTOP, 12)
+    stopped = [
+        folder for folder, ended in zip(trials.folders, trials.statuses, strict=True) if len(ended) == 3
+    ]
+    print(f"{trials.points} points, {len(stopped)} stopped, {trials.adopted} companies adopted")  # noqa: T201
+    assert len(stopped) >= 10
+    # Fleets that ended before their signal are included.
+    assert {code for ended in trials.statuses for code in ended[1:]} == {0}
+    for folder in stopped:
+        continued = read_result(folder, "first")[1]
+        held = [error for kind, _, error in continued.values() if kind == "pending"]
         assert all("is held by" in str(error) for error in held)
-    assert any(kind == "pending" for folder in slept for kind, *_ in told(folder, "first")[1].values())
+    assert any(
+        kind == "pending" for folder in stopped for kind, *_ in read_result(folder, "first")[1].values()
+    )
     trials.check()
