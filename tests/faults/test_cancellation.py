@@ -26,6 +26,8 @@ async def work(
 ) -> dict[str, Outcome]:
     """Run the fleet. Then check that it released all resources, whether it was cancelled or not."""
     session = Session(KEY, BASE_URL, transport=transport, rng=Random(1))
+    upload_slots = session._context.kept(UploadLimits).slots
+    free_upload_slots = upload_slots.value
     fleet = Fleet(session, journal=journal, to=out, decide="approve", export="full", concurrency=1)
     task = asyncio.current_task()
     assert task is not None
@@ -40,7 +42,7 @@ async def work(
         assert transport.open == 0
         assert not list(out.rglob("*.part"))
         assert fleet._admission._free == 1
-        assert session._context.kept(UploadLimits).slots.borrowed_tokens == 0
+        assert upload_slots.value == free_upload_slots
         assert all(not any(gate.waiting.values()) for gate in session.stats().values())
         await asyncio.sleep(62.0)
         assert all(gate.used == 0 for gate in session.stats().values())
