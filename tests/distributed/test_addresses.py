@@ -1,4 +1,4 @@
-"""Addresses of Redis and PostgreSQL: what is accepted, and that no secret of one is ever shown."""
+"""Addresses of Redis and PostgreSQL: which forms are accepted, and that no error or repr shows a password."""
 
 import pickle
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from asyncmig.distributed.redis import RedisWindow, checked_redis, redis_client
 from asyncmig.distributed.saq import MigrationQueue, settings, worker_settings
 
 PW = "hunter2"
-"""Is in every address below, and may be in no message."""
+"""The password in every address below. No message may contain it."""
 
 GOOD_REDIS = [
     f"redis://:{PW}@host",
@@ -107,7 +107,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             left += [each.__cause__, each.__context__]
 
 
-def check_quiet(error: BaseException) -> None:
+def assert_no_password(error: BaseException) -> None:
     for each in chain(error):
         assert PW not in f"{each} {each!r} {each.args}"
         assert PW not in str(vars(each))
@@ -115,41 +115,41 @@ def check_quiet(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("url", GOOD_REDIS)
-def test_every_form_that_redis_takes_is_accepted_and_never_shown(url: str) -> None:
+def test_every_redis_url_is_accepted_and_its_password_is_in_no_repr(url: str) -> None:
     queue = worker_settings(url, session=Session, journal=MemoryJournal)["queue"]  # type: ignore[arg-type]
     for each in (RedisWindow(url), MigrationQueue(url), queue):
         assert PW not in repr(each)
     assert PW not in repr(queue.redis)  # type: ignore[attr-defined]
 
 
-def test_the_settings_of_a_worker_can_be_shown_and_do_not_show_the_journal() -> None:
+def test_the_repr_of_worker_settings_does_not_show_the_password_of_the_journal() -> None:
     journal = partial(PostgresJournal, f"postgresql://user:{PW}@host/db")
-    told = worker_settings("redis://host", session=Session, journal=journal)  # type: ignore[arg-type]
-    assert PW not in repr(told)
+    options = worker_settings("redis://host", session=Session, journal=journal)  # type: ignore[arg-type]
+    assert PW not in repr(options)
 
 
 @pytest.mark.parametrize("conninfo", GOOD_POSTGRES)
-async def test_every_form_that_postgresql_takes_is_accepted_and_never_shown(conninfo: str) -> None:
+async def test_every_postgresql_address_is_accepted_and_its_password_is_in_no_repr(conninfo: str) -> None:
     queue = worker_settings(conninfo, session=Session, journal=MemoryJournal)["queue"]  # type: ignore[arg-type]
     for each in (PostgresJournal(conninfo), MigrationQueue(conninfo), queue):
         assert PW not in repr(each)
 
 
 @pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_POSTGRES, *OTHERS])
-async def test_what_cannot_be_an_address_is_refused_without_a_word_of_it(url: str) -> None:
+async def test_an_invalid_address_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(InvalidInput, match="queue") as caught:
         MigrationQueue(url)
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
     with pytest.raises(InvalidInput, match="url") as caught:
         RedisWindow(url)
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
     with pytest.raises(InvalidInput, match="conninfo") as caught:
         PostgresJournal(url)
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
 
 
 @pytest.mark.parametrize("conninfo", ["postgresql://host/db?sslmode={}", "host=host sslmode={}"])
-def test_an_unknown_sslmode_is_refused_before_the_server_is_asked(conninfo: str) -> None:
+def test_an_unknown_sslmode_is_refused_without_connecting(conninfo: str) -> None:
     with pytest.raises(InvalidInput, match=r"conninfo=.* has an sslmode that is none of disable, "):
         PostgresJournal(conninfo.format("on"))
     assert PostgresJournal(conninfo.format("verify-full"))
@@ -164,18 +164,18 @@ def test_an_unknown_sslmode_is_refused_before_the_server_is_asked(conninfo: str)
         f"postgresql://h:1/db?port=5433&password={PW}",
     ],
 )
-def test_every_form_of_an_address_has_one_send_log(conninfo: str) -> None:
+def test_equivalent_addresses_have_the_same_send_log(conninfo: str) -> None:
     same = PostgresJournal("postgresql://h:5433/db").send_log
     assert PostgresJournal(conninfo).send_log == same
     assert PostgresJournal(conninfo.replace("5433", "5432")).send_log != same
 
 
-def test_the_default_port_is_the_same_as_none() -> None:
+def test_an_address_with_the_default_port_has_the_send_log_of_one_without_a_port() -> None:
     assert PostgresJournal("host=a,b port=5432").send_log == PostgresJournal("host=a,b").send_log
     assert PostgresJournal("postgresql://h:5432/db").send_log == PostgresJournal("postgresql://h/db").send_log
 
 
-def test_a_redis_is_no_place_for_a_journal_and_a_postgresql_none_for_the_window() -> None:
+def test_a_journal_refuses_a_redis_url_and_a_window_refuses_a_postgresql_url() -> None:
     with pytest.raises(InvalidInput, match="PostgreSQL"):
         PostgresJournal("redis://host")
     with pytest.raises(InvalidInput, match="Redis"):
@@ -186,20 +186,20 @@ def test_a_redis_is_no_place_for_a_journal_and_a_postgresql_none_for_the_window(
 def test_a_password_on_the_command_line_is_refused_in_every_form(url: str) -> None:
     with pytest.raises(InvalidInput, match="give that name") as caught:
         queue_url(url)
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
 
 
 @pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_POSTGRES])
-def test_what_cannot_be_an_address_is_refused_on_the_command_line_and_in_a_variable(
+def test_an_invalid_address_is_refused_on_the_command_line_and_in_a_variable(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         MigrationQueue(queue_url(url))
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
     monkeypatch.setenv("MY_QUEUE", url)
     with pytest.raises(InvalidInput) as caught:
         MigrationQueue(queue_url("MY_QUEUE"))
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_what_cannot_be_an_address_is_refused_on_the_command_line_and_in_a_varia
         "host=h dbname=db user=u",
     ],
 )
-def test_an_address_without_a_password_may_stand_on_the_command_line(url: str) -> None:
+def test_an_address_without_a_password_is_accepted_on_the_command_line(url: str) -> None:
     assert queue_url(url) == url
 
 
-def test_a_variable_that_holds_the_address_may_hold_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_in_a_variable_may_contain_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_QUEUE", GOOD_REDIS[0])
     assert queue_url("MY_QUEUE") == GOOD_REDIS[0]
     with pytest.raises(InvalidInput, match="NO_QUEUE"):
@@ -228,7 +228,7 @@ def test_a_variable_that_holds_the_address_may_hold_a_password(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("variable", ["ASYNCMIG_QUEUE", "ASYNCMIG_DATABASE", "ASYNCMIG_WINDOW"])
-def test_a_worker_names_the_variable_whose_address_is_not_valid(
+def test_a_worker_names_the_variable_with_the_invalid_address(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv("ASYNCMIG_QUEUE", "redis://host")
@@ -238,15 +238,15 @@ def test_a_worker_names_the_variable_whose_address_is_not_valid(
     )
     with pytest.raises(InvalidInput, match=variable) as caught:
         settings()
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
 
 
 @pytest.mark.parametrize("address", [GOOD_REDIS[0], GOOD_POSTGRES[0], GOOD_POSTGRES[-1], OTHERS[0]])
-def test_the_path_of_a_journal_is_no_address_of_a_server(address: str) -> None:
+def test_a_file_journal_refuses_the_address_of_a_server(address: str) -> None:
     for path in (address, Path(address)):
         with pytest.raises(InvalidInput, match="open_journal") as caught:
             Journal(path)
-        check_quiet(caught.value)
+        assert_no_password(caught.value)
 
 
 @pytest.mark.parametrize("url", ["postgresql://user:{}@127.0.0.1:1/db", "host=127.0.0.1 port=1 password={}"])
@@ -254,10 +254,10 @@ async def test_an_error_of_the_database_shows_no_password(url: str) -> None:
     with pytest.raises(JournalError, match=r"127\.0\.0\.1") as caught:
         async with PostgresJournal(url.format(PW), patience=0.0):
             pass
-    check_quiet(caught.value)
+    assert_no_password(caught.value)
 
 
-async def test_a_redis_with_a_password_is_used_however_the_url_says_it(tmp_path: Path) -> None:
+async def test_a_redis_password_is_used_from_each_form_of_the_url(tmp_path: Path) -> None:
     server = RedisServer(tmp_path, password=PW)
     server.start()
     try:
@@ -276,7 +276,7 @@ async def test_a_redis_with_a_password_is_used_however_the_url_says_it(tmp_path:
 
 
 @pytest.mark.parametrize("url", [f"redis://:{PW}@127.0.0.1:1", f"redis://127.0.0.1:1?password={PW}"])
-async def test_an_error_of_a_queue_that_is_away_shows_no_password(url: str) -> None:
+async def test_the_error_of_an_unreachable_queue_shows_no_password(url: str) -> None:
     with pytest.raises((OSError, redis.RedisError, AsyncmigError)) as caught:
         async with MigrationQueue(url):
             pass

@@ -1,4 +1,4 @@
-"""Processes that share the budgets and run slots of one account over a real Redis, on a virtual clock."""
+"""Several processes share the budgets and run slots of one account in a real Redis, on a virtual clock."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from asyncmig.simulator.migrations import Variants, World
 CONTACTS = b"E-mail,Given Name,Surname,Phone\r\na@x.org,Ada,L,1\r\n"
 CUSTOMERS = 12
 DIES_AT = 2
-"""The process is killed just after this one of its requests and exchanges with Redis."""
+"""The process is killed just after its n-th request or exchange with Redis, where n is this number."""
 
 
 async def customer(session: Session, name: str) -> None:
-    """Create a migration, upload a file, generate and execute: each charges other classes."""
+    """Create a migration, upload a file, generate and execute. Each step charges different budgets."""
     migration = await session.migrations.create(name=name, source="HubSpot", external_id=name)
     await migration.upload_all([("contacts.csv", CONTACTS)])
     assert isinstance(await (await migration.generate()).wait(), Preview)
@@ -42,7 +42,7 @@ def account() -> World:
     return World(key=KEY, seed=1, pace=pace, variants=Variants(window="sliding", rejects_count=True))
 
 
-def test_four_processes_of_which_one_is_killed_take_little_longer_than_one(
+def test_four_processes_with_one_killed_take_at_most_15_percent_longer_than_one(
     redis_url: str, prefix: str
 ) -> None:
     names = [f"c{n}" for n in range(CUSTOMERS)]
@@ -69,6 +69,6 @@ def test_four_processes_of_which_one_is_killed_take_little_longer_than_one(
 
     alone, shared = account(), account()
     took = run(one(alone)), run(four(shared))
-    assert killed.points[-1] == "POST migrations"  # its slots of an hour and of a minute have no answer
+    assert killed.points[-1] == "POST migrations"  # it took hourly and per-minute slots, without an answer
     assert [str(world.verdict(10.0**6)) for world in (alone, shared)] == ["no faults", "no faults"]
     assert took[1] <= 1.15 * took[0]

@@ -1,4 +1,4 @@
-"""Processes of one host that share a window without a server; some of them are killed or stopped."""
+"""Processes on one host share a window in a file. Some of them are killed or stopped."""
 
 import fcntl
 import json
@@ -49,47 +49,52 @@ def worker(folder: Path, count: int) -> "subprocess.Popen[bytes]":
 
 
 def stop(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Stop a process that does not hold the lock: otherwise the others would use their shares, not the budget."""
+    """Stop a process while it does not hold the lock.
+
+    If it held the lock, the other processes would use their shares instead of the whole budget.
+    """
     (path,) = folder.glob("*.budget")
-    with path.open("rb") as file, suppress(ChildProcessError):  # it may have ended
+    with path.open("rb") as file, suppress(ChildProcessError):  # the process may have ended
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(0.001)
-        time.sleep(0.05)  # so that it has sent the request for which it got a slot just now
+        time.sleep(0.05)  # the process sends the request for which it has just taken a slot
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
-@pytest.mark.parametrize("harm", [None, signal.SIGKILL, signal.SIGSTOP])
-def test_four_processes_send_what_one_may_whatever_happens_to_one(
-    tmp_path: Path, harm: signal.Signals | None
+@pytest.mark.parametrize("fault", [None, signal.SIGKILL, signal.SIGSTOP])
+def test_four_processes_stay_within_the_limit_when_one_is_killed_or_stopped(
+    tmp_path: Path, fault: signal.Signals | None
 ) -> None:
     processes = [worker(tmp_path, 20) for _ in range(4)]
     assert processes[0].stdout is not None
     first = processes[0].stdout.readline()
-    if harm is signal.SIGSTOP:
+    if fault is signal.SIGSTOP:
         stop(processes[0], tmp_path)
-    elif harm is not None:
-        processes[0].send_signal(harm)
+    elif fault is not None:
+        processes[0].send_signal(fault)
     lines = [first] + [
         line for each in processes[1:] for line in each.communicate(timeout=100)[0].splitlines()
     ]
-    if harm is signal.SIGSTOP:
+    if fault is signal.SIGSTOP:
         processes[0].send_signal(signal.SIGCONT)
     lines += processes[0].communicate(timeout=100)[0].splitlines()
-    # A request arrives within the time-out of its send, however late a stopped process reads the answer.
+    # A request arrives before its time-out, even if a stopped process reads the answer later.
     spans = [
         (sent, min(answered, sent + 1.0))
         for sent, answered in map(json.loads, filter(None, map(bytes.strip, lines)))
     ]
     assert most_in_a_window(spans, 2.0) <= 20
-    assert len(spans) == 80 if harm is not signal.SIGKILL else len(spans) >= 61
+    assert len(spans) == 80 if fault is not signal.SIGKILL else len(spans) >= 61
 
 
-async def test_the_hold_of_a_set_is_that_of_all_processes_and_holds_no_budget_of_it(tmp_path: Path) -> None:
+async def test_a_hold_of_a_budget_set_applies_to_all_processes_but_not_to_its_single_budgets(
+    tmp_path: Path,
+) -> None:
     budgets = [SharedBudget(name, 9, 60.0) for name in ("reads", "writes")]
     one, other = (
         LocalWindow(folder=tmp_path).budgets(budgets, account="x", timeout=60.0, speed=1.0) for _ in range(2)
@@ -102,7 +107,7 @@ async def test_the_hold_of_a_set_is_that_of_all_processes_and_holds_no_budget_of
     assert (await single.exchange([[]], "b"))[0].granted
 
 
-def test_a_file_that_a_killed_process_left_incomplete_counts_as_a_full_window(tmp_path: Path) -> None:
+def test_an_incomplete_file_of_a_killed_process_counts_as_a_full_window(tmp_path: Path) -> None:
     one = worker(tmp_path, 1)
     one.communicate(timeout=100)
     (path,) = tmp_path.glob("*.budget")

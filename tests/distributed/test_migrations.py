@@ -1,4 +1,4 @@
-"""Workers with the API generation "migrations": decisions from another process, and workers that are killed."""
+"""Workers with the API generation "migrations": decisions from another process, and killed workers."""
 
 import asyncio
 import sys
@@ -47,14 +47,14 @@ def run(main: Coroutine[object, object, None]) -> None:
 
 @asynccontextmanager
 async def working(url: str, name: str, folder: Path, simulator: Simulator) -> AsyncIterator[MigrationQueue]:
-    """Run a worker in this process, and yield a queue that has its journal."""
+    """Run a worker in this process. Yield a queue that uses the journal of the worker."""
     journal = MemoryJournal()
 
     @asynccontextmanager
     async def own_journal() -> AsyncIterator[MemoryJournal]:
         yield journal
 
-    told = worker_settings(
+    options = worker_settings(
         url,
         session=lambda: Session(
             simulator.api_key, simulator.base_url, transport=simulator.transport, limits="per-endpoint"
@@ -65,7 +65,7 @@ async def working(url: str, name: str, folder: Path, simulator: Simulator) -> As
         name=name,
         concurrency=4,
     )
-    worker = Worker(**told)
+    worker = Worker(**options)
     worker.SIGNALS = []
     await worker.queue.connect()
     running = asyncio.create_task(worker.start())
@@ -79,7 +79,7 @@ async def working(url: str, name: str, folder: Path, simulator: Simulator) -> As
 
 
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
-def test_a_customer_is_decided_from_another_process_until_it_is_delivered(
+def test_decisions_from_another_process_lead_to_the_delivery_of_a_customer(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, prefix: str
 ) -> None:
     url = request.getfixturevalue("redis_url" if kind == "redis" else "database_url")
@@ -149,22 +149,22 @@ async def test_killed_and_stopped_workers_execute_nothing_twice_and_share_the_ru
             PostgresJournal(postgres, schema=prefix) as journal,
         ):
 
-            async def written(kind: str) -> None:
+            async def event_written(kind: str) -> None:
                 while kind not in [event.kind for event in await journal.events()]:  # noqa: ASYNC110 - another process writes
                     await asyncio.sleep(0.05)
 
-            async def trouble() -> None:
-                await written("started")
+            async def restart_workers() -> None:
+                await event_written("started")
                 await asyncio.to_thread(farm.kill, 0)
                 await asyncio.to_thread(farm.start)
-                await written("executed")
+                await event_written("executed")
                 await asyncio.to_thread(farm.stop)
                 await asyncio.to_thread(farm.start, 2)
 
-            troubling = asyncio.create_task(trouble())
+            restarting = asyncio.create_task(restart_workers())
             specs = customers(tmp_path / "in", 8, "HubSpot")
             outcomes = [outcome async for outcome in queue.run(specs)]
-            await troubling
+            await restarting
         verdict = await asyncio.to_thread(farm.verdict)
         assert {type(outcome) for outcome in outcomes} == {Delivered}, (outcomes, farm.log()[-3000:])
         faults = ("executed_twice", "generated_twice", "uploaded_twice", "duplicate_migrations", "key_leaks")

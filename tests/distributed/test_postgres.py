@@ -1,4 +1,7 @@
-"""The journal in a real PostgreSQL: many processes, restarts, lost answers; what ports promise is in test_journal."""
+"""The journal in a real PostgreSQL: several processes, restarts, lost answers.
+
+test_journal has the tests that apply to all journals.
+"""
 
 import asyncio
 import os
@@ -32,7 +35,7 @@ def process(code: str, *args: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-async def claimed_once_free(journal: PostgresJournal, external_id: str) -> Claim:
+async def claim_when_free(journal: PostgresJournal, external_id: str) -> Claim:
     while True:
         try:
             return await journal.claim(external_id)
@@ -40,7 +43,7 @@ async def claimed_once_free(journal: PostgresJournal, external_id: str) -> Claim
             await asyncio.sleep(0.05)
 
 
-async def test_two_journals_refuse_each_other_by_name(database_url, prefix):
+async def test_the_error_for_a_claimed_customer_names_the_holder(database_url, prefix):
     async with (
         PostgresJournal(database_url, schema=prefix, holder="worker one") as one,
         PostgresJournal(database_url, schema=prefix) as two,
@@ -54,7 +57,7 @@ async def test_two_journals_refuse_each_other_by_name(database_url, prefix):
             assert again.state == b"s"
 
 
-async def test_a_journal_that_could_not_be_opened_can_be_opened_again(database_url, prefix, monkeypatch):
+async def test_a_journal_can_be_opened_after_a_failed_attempt(database_url, prefix, monkeypatch):
     journal = PostgresJournal(database_url, schema=prefix)
 
     def refuse(*args, **options):
@@ -89,7 +92,7 @@ async def test_a_journal_of_another_version_is_refused_and_disconnected(database
         assert left == (0,)
 
 
-async def test_closing_gives_up_every_claim(database_url, prefix):
+async def test_closing_a_journal_releases_its_claims(database_url, prefix):
     one = PostgresJournal(database_url, schema=prefix)
     async with one:
         claim = await one.claim("acme")
@@ -113,7 +116,7 @@ asyncio.run(main())
 
 
 @posix
-async def test_a_dead_process_of_this_machine_is_replaced_at_once(database_url, prefix):
+async def test_the_claim_of_a_dead_process_on_this_machine_can_be_taken_at_once(database_url, prefix):
     with process(HOLD, database_url, prefix) as child:
         child.stdout.readline()
         async with PostgresJournal(database_url, schema=prefix) as journal:
@@ -148,7 +151,7 @@ async def test_a_process_that_was_paused_past_its_lease_cannot_write(database_ur
     with process(PAUSED, database_url, prefix) as child:
         await asyncio.to_thread(os.waitid, os.P_PID, child.pid, os.WSTOPPED)
         async with PostgresJournal(database_url, schema=prefix, holder="the successor") as journal:
-            async with await claimed_once_free(journal, "acme") as claim:
+            async with await claim_when_free(journal, "acme") as claim:
                 await claim.write("k", b"second", b"second")
                 child.send_signal(signal.SIGCONT)
                 assert (await asyncio.to_thread(child.communicate))[0] == "the successor\n"
@@ -156,8 +159,8 @@ async def test_a_process_that_was_paused_past_its_lease_cannot_write(database_ur
             assert [event.detail for event in await journal.events()] == [b"first", b"second", b"third"]
 
 
-async def test_the_lease_is_on_the_servers_clock(database_url, prefix, monkeypatch):
-    """A client whose clock is an hour off is neither taken over nor takes over."""
+async def test_a_lease_is_measured_on_the_clock_of_the_server(database_url, prefix, monkeypatch):
+    """A client with a wrong clock keeps its claim, and takes no claim of another client."""
     monkeypatch.setattr("asyncmig.journal.lease._uptime", lambda: 1e9)
     async with (
         PostgresJournal(database_url, schema=prefix, lease=5.0) as one,
@@ -189,7 +192,7 @@ def own_server() -> Iterator[PostgresServer]:
     server.remove()
 
 
-async def test_a_journal_of_an_earlier_version_takes_instructions_once_it_was_opened_for_writing(
+async def test_a_journal_of_an_earlier_version_is_upgraded_when_it_is_opened_for_writing(
     database_url, prefix
 ):
     async with PostgresJournal(database_url, schema=prefix) as journal, await journal.claim("acme") as claim:
@@ -206,7 +209,7 @@ async def test_a_journal_of_an_earlier_version_takes_instructions_once_it_was_op
         assert await journal.states() == {"acme": b"s"}
 
 
-async def test_a_database_that_restarts_is_waited_for_and_nothing_is_lost_or_doubled(own_server, prefix):
+async def test_writes_wait_for_a_restarting_database_and_no_event_is_lost_or_repeated(own_server, prefix):
     async with PostgresJournal(own_server.url, schema=prefix) as journal:
         work = asyncio.gather(*(count(journal, f"c{n}", 40) for n in range(10)))
         for _ in range(2):
@@ -220,7 +223,7 @@ async def test_a_database_that_restarts_is_waited_for_and_nothing_is_lost_or_dou
         assert [event.seq for event in await journal.events()] == list(range(1, 401))
 
 
-async def test_a_write_whose_commit_was_never_answered_is_not_written_twice(database_url, prefix):
+async def test_a_write_with_an_unanswered_commit_is_not_written_twice(database_url, prefix):
     async with CutProxy(database_url) as proxy, PostgresJournal(proxy.url, schema=prefix) as journal:
         proxy.last_words = b"COMMIT"
         claim = await journal.claim("acme")
@@ -232,7 +235,7 @@ async def test_a_write_whose_commit_was_never_answered_is_not_written_twice(data
         await claim.release()
 
 
-async def test_a_database_that_stays_away_is_an_error_in_the_end(own_server, prefix):
+async def test_a_call_fails_when_the_database_stays_unreachable(own_server, prefix):
     async with PostgresJournal(own_server.url, schema=prefix, patience=0.3) as journal:
         claim = await journal.claim("acme")
         await asyncio.to_thread(own_server.stop)
@@ -253,7 +256,7 @@ def make_read_only(server: PostgresServer, *, on: bool) -> None:
 
 
 async def write_until_refused(claim: Claim) -> None:
-    """Write on: each session of the server takes over the setting when its signal arrives."""
+    """Write until a write fails: a session of the server applies the setting only when the signal arrives."""
     while True:
         await claim.write("k", b"", b"before")
 
@@ -262,7 +265,7 @@ async def has_ended_within(seconds: float, task: "asyncio.Future[None]") -> bool
     return bool((await asyncio.wait([task], timeout=seconds))[0])
 
 
-async def test_a_server_that_becomes_read_only_is_waited_for(own_server, prefix):
+async def test_a_write_waits_until_a_read_only_server_accepts_writes_again(own_server, prefix):
     url = own_server.url
     any_host = f"{url}?target_session_attrs=any"
     async with (
@@ -283,7 +286,7 @@ async def test_a_server_that_becomes_read_only_is_waited_for(own_server, prefix)
         assert await journal.states() == {"acme": b"written", "bolt": b"written, too"}
 
 
-async def test_changes_come_as_they_are_committed_also_over_a_break(database_url, prefix):
+async def test_changes_yields_committed_events_in_order_across_a_broken_connection(database_url, prefix):
     async with (
         CutProxy(database_url) as proxy,
         PostgresJournal(proxy.url, schema=prefix) as reader,
@@ -303,7 +306,7 @@ async def test_changes_come_as_they_are_committed_also_over_a_break(database_url
         assert [(await anext(changes)).seq for _ in range(2)] == [3, 4]
 
 
-async def test_changes_begin_with_what_comes_next(database_url, prefix):
+async def test_changes_without_a_start_yields_only_later_events(database_url, prefix):
     async with PostgresJournal(database_url, schema=prefix) as journal, await journal.claim("acme") as claim:
         await claim.write("k", b"old", b"")
         async with aclosing(journal.changes()) as changes:
@@ -313,7 +316,7 @@ async def test_changes_begin_with_what_comes_next(database_url, prefix):
             assert (await waiting).detail == b"new"
 
 
-async def test_a_process_that_stops_inside_a_transaction_does_not_stop_the_others(database_url, prefix):
+async def test_a_process_that_stops_inside_a_transaction_does_not_block_the_others(database_url, prefix):
     async with PostgresJournal(database_url, schema=prefix) as journal:
         stopped = psycopg.connect(database_url, options="-c idle_in_transaction_session_timeout=300")
         stopped.execute(f"SELECT last FROM {prefix}.journal FOR UPDATE")
@@ -324,7 +327,7 @@ async def test_a_process_that_stops_inside_a_transaction_does_not_stop_the_other
             assert db.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("1s",)
 
 
-async def test_a_journal_of_a_newer_version_is_refused_and_events_stand(database_url, prefix):
+async def test_events_cannot_be_changed_and_a_newer_version_is_refused(database_url, prefix):
     async with PostgresJournal(database_url, schema=prefix) as journal, await journal.claim("acme") as claim:
         await claim.write("k", b"", b"")
     with psycopg.connect(database_url, autocommit=True) as db:
@@ -345,14 +348,14 @@ async def test_a_journal_of_a_newer_version_is_refused_and_events_stand(database
         ("postgresql://u:secret@host/db", {"lease": 0.0}, "lease"),
     ],
 )
-def test_what_cannot_be_is_refused_and_no_secret_is_told(conninfo, options, match):
+def test_invalid_arguments_are_refused_without_showing_the_password(conninfo, options, match):
     with pytest.raises(InvalidInput, match=match) as caught:
         PostgresJournal(conninfo, **options)
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(PostgresJournal("postgresql://u:secret@host/db"))
 
 
-async def test_an_address_where_nobody_listens_is_an_error_without_the_password(prefix):
+async def test_the_error_of_an_unreachable_server_shows_no_password(prefix):
     with pytest.raises(JournalError) as caught:
         async with PostgresJournal("postgresql://u:secret@127.0.0.1:1/db", schema=prefix):
             pass
@@ -363,7 +366,7 @@ async def test_an_address_where_nobody_listens_is_an_error_without_the_password(
     "schema",
     ["MixedCase", "order", "with blank", 'a"quote', "back\\slash", "bür.o-1", "1st", "x" * 63, "ü" * 31],
 )
-async def test_a_schema_may_have_any_name_that_postgresql_takes(database_url, schema):
+async def test_a_schema_may_have_any_name_that_postgresql_accepts(database_url, schema):
     with psycopg.connect(database_url, autocommit=True) as db:
         db.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(schema)))
     for turn in (b"1", b"2"):
@@ -383,7 +386,7 @@ async def test_a_schema_may_have_any_name_that_postgresql_takes(database_url, sc
         db.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(schema)))
 
 
-async def test_a_journal_that_an_earlier_version_found_in_lower_case_is_not_begun_again(database_url, prefix):
+async def test_no_second_journal_is_created_if_one_exists_under_the_lower_case_name(database_url, prefix):
     async with (
         PostgresJournal(database_url, schema=prefix),
         PostgresJournal(database_url, schema="Fleet") as two,
@@ -395,12 +398,12 @@ async def test_a_journal_that_an_earlier_version_found_in_lower_case_is_not_begu
 
 
 @pytest.mark.parametrize("schema", ["", " ", "a;b", "a\0b", "a\nb", "x" * 64, "ü" * 32, "pg_mine", "$user"])
-def test_a_schema_that_postgresql_would_not_take_is_refused(schema):
+def test_a_schema_name_that_postgresql_does_not_accept_is_refused(schema):
     with pytest.raises(InvalidInput, match="schema"):
         PostgresJournal("postgresql://host/db", schema=schema)
 
 
-async def test_options_in_the_address_hold(database_url, prefix):
+async def test_options_in_the_address_are_applied(database_url, prefix):
     url = f"{database_url}?options=-c%20application_name%3Dmine"
     async with PostgresJournal(url, schema=prefix):
         with psycopg.connect(database_url) as db:
@@ -408,7 +411,7 @@ async def test_options_in_the_address_hold(database_url, prefix):
             assert db.execute(query).fetchone() == (1,)
 
 
-async def test_changes_of_a_journal_that_is_gone_are_an_error(database_url, prefix):
+async def test_changes_of_a_dropped_journal_raises_an_error(database_url, prefix):
     async with PostgresJournal(database_url, schema=prefix) as journal:
         with psycopg.connect(database_url, autocommit=True) as db:
             db.execute(f"DROP SCHEMA {prefix} CASCADE")

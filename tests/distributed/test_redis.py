@@ -1,4 +1,4 @@
-"""Gates of several processes before one real Redis, on a clock that is faster than the wall's."""
+"""Gates of several processes share one real Redis, on a clock that is faster than the wall clock."""
 
 import asyncio
 import hashlib
@@ -44,7 +44,7 @@ async def close(gate: Gate, window: RedisWindow) -> None:
     await window.aclose()
 
 
-def test_four_clients_of_one_redis_send_what_one_may(redis_url: str, prefix: str) -> None:
+def test_four_clients_of_one_redis_stay_within_the_limit(redis_url: str, prefix: str) -> None:
     async def main() -> None:
         load, windows = (
             Load(SlidingLog(20), Random(1)),
@@ -60,11 +60,11 @@ def test_four_clients_of_one_redis_send_what_one_may(redis_url: str, prefix: str
     run(main())
 
 
-def test_a_redis_that_is_killed_is_done_without_and_found_again(tmp_path: Path) -> None:
+def test_gates_continue_without_a_killed_redis_and_use_it_again_after_its_restart(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
 
     async def main() -> None:
-        window, load, told = RedisWindow(server.url), Load(SlidingLog(20), Random(1)), list[object]()
+        window, load, events = RedisWindow(server.url), Load(SlidingLog(20), Random(1)), list[object]()
         async with Session(
             KEY,
             BASE_URL,
@@ -73,13 +73,13 @@ def test_a_redis_that_is_killed_is_done_without_and_found_again(tmp_path: Path) 
             shared=window,
         ) as session:
             gate = session.gate("GET", "/sources")
-            with session.events.subscribe(told.append):
+            with session.events.subscribe(events.append):
                 calls = asyncio.gather(*(load.call(gate) for _ in range(50)))
                 await until(lambda: len(load.done_at) >= 15)
                 server.stop()
-                await until(lambda: any(isinstance(event, SharedWindowLost) for event in told))
+                await until(lambda: any(isinstance(event, SharedWindowLost) for event in events))
                 server.start()
-                await until(lambda: any(isinstance(event, SharedWindowFound) for event in told))
+                await until(lambda: any(isinstance(event, SharedWindowFound) for event in events))
                 await calls
         assert load.refused == 0
         assert most_in_a_window(load.spans, 60.0) <= 20
@@ -92,7 +92,7 @@ def test_a_redis_that_is_killed_is_done_without_and_found_again(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_what_an_earlier_process_sent_is_in_the_window_once(
+def test_requests_of_an_earlier_process_count_once_in_the_window(
     redis_url: str, prefix: str, tmp_path: Path, lost: bool
 ) -> None:
     def session() -> Session:
@@ -100,7 +100,7 @@ def test_what_an_earlier_process_sent_is_in_the_window_once(
             KEY,
             BASE_URL,
             limit=5,
-            window=1200.0,  # a window takes long: the machine may be slow
+            window=1200.0,  # a long window, because the machine may be slow
             transport=InProcess(world()),
             shared=RedisWindow(redis_url, prefix=prefix),
             recent=tmp_path / "recent",
@@ -120,12 +120,14 @@ def test_what_an_earlier_process_sent_is_in_the_window_once(
     run(main())
 
 
-async def until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - it is about the outside
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - no event signals it
         await asyncio.sleep(1.0)
 
 
-def test_redis_learns_no_key_and_hears_nothing_while_nobody_waits(redis_url: str, prefix: str) -> None:
+def test_redis_stores_no_api_key_and_gets_no_calls_while_no_request_waits(
+    redis_url: str, prefix: str
+) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)
 
     def calls() -> int:
@@ -157,14 +159,16 @@ def test_redis_learns_no_key_and_hears_nothing_while_nobody_waits(redis_url: str
         ("redis://localhost", {"timeout": 0.0}, "timeout"),
     ],
 )
-def test_what_cannot_be_is_refused_and_not_repeated(url: str, options: dict[str, float], match: str) -> None:
+def test_invalid_arguments_are_refused_without_showing_the_password(
+    url: str, options: dict[str, float], match: str
+) -> None:
     with pytest.raises(InvalidInput, match=match) as caught:
         RedisWindow(url, **options)  # type: ignore[arg-type]
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(RedisWindow("redis://:secret@localhost"))
 
 
-def test_a_redis_that_refuses_the_password_counts_as_away_and_tells_no_secret(
+def test_a_redis_that_refuses_the_password_counts_as_unavailable_and_no_log_shows_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = RedisServer(tmp_path, password="right-secret")

@@ -1,4 +1,4 @@
-"""Every store of run slots: many updates at once, damage, outages; and processes that share them by a journal."""
+"""All stores of run slots: concurrent updates, damaged states, outages, and processes that share run slots."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,12 +15,12 @@ from asyncmig.distributed.local import LocalWindow
 from asyncmig.distributed.postgres import PostgresJournal
 from asyncmig.distributed.redis import RedisWindow
 
-Opens = Callable[[], "AsyncIterator[RunStore]"]
+OpenStore = Callable[[], "AsyncIterator[RunStore]"]
 
 
 @pytest.fixture(params=["local", "redis", "postgres"])
-def opens(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Callable[[], object]:
-    """Opens one store for as many processes as the test plays."""
+def open_store(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Callable[[], object]:
+    """Return a function that open_store the same store once for each process of a test."""
 
     @asynccontextmanager
     async def store() -> AsyncIterator[RunStore]:
@@ -38,14 +38,14 @@ def opens(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Callab
     return store
 
 
-async def test_no_update_is_lost_and_the_clock_advances(opens: Opens) -> None:
+async def test_no_update_is_lost_and_the_clock_advances(open_store: OpenStore) -> None:
     times: list[float] = []
 
     def count(state: bytes, now: float) -> bytes:
         times.append(now)
         return str(int(state or b"0") + 1).encode()
 
-    async with opens() as one, opens() as other:  # type: ignore[attr-defined]
+    async with open_store() as one, open_store() as other:  # type: ignore[attr-defined]
         await asyncio.gather(*(store.update(count, speed=2.0) for store in (one, other) for _ in range(5)))
         seen: list[bytes] = []
         await one.update(lambda state, _: seen.append(state) or state, speed=2.0)
@@ -53,11 +53,11 @@ async def test_no_update_is_lost_and_the_clock_advances(opens: Opens) -> None:
         await asyncio.sleep(0.05)
         await one.update(count, speed=2.0)
     assert seen == [b"10"]
-    assert times[-1] - before >= 0.1  # two seconds of the loop in one of the wall clock
+    assert times[-1] - before >= 0.1  # at speed 2.0, two seconds pass in one second of the wall clock
 
 
-async def test_two_processes_start_one_run_at_a_time(opens: Opens) -> None:
-    async with opens() as one, opens() as other:  # type: ignore[attr-defined]
+async def test_two_processes_start_one_run_at_a_time(open_store: OpenStore) -> None:
+    async with open_store() as one, open_store() as other:  # type: ignore[attr-defined]
         processes = [(RunSlots(1), store) for store in (one, other)]
         for runs, store in processes:
             runs.share(store)
@@ -67,7 +67,7 @@ async def test_two_processes_start_one_run_at_a_time(opens: Opens) -> None:
         waiting = asyncio.create_task(start(gates[1], "b"))
         await asyncio.sleep(0.3)
         assert not waiting.done()
-        processes[1][0].seen("a")  # it takes the customer over
+        processes[1][0].seen("a")  # this process takes over the customer
         processes[1][0].left("a")
         await waiting
         assert processes[1][0].statistics().runs == ("b",)
@@ -80,8 +80,8 @@ async def start(gate: Gate, run: str) -> None:
         slot.answered(201)
 
 
-async def test_a_damaged_state_begins_anew(opens: Opens) -> None:
-    async with opens() as store:  # type: ignore[attr-defined]
+async def test_a_damaged_state_is_replaced(open_store: OpenStore) -> None:
+    async with open_store() as store:  # type: ignore[attr-defined]
         await store.update(lambda *_: b'{"runs": {"a":', speed=1.0)
         runs = RunSlots(1)
         runs.share(store)
@@ -89,7 +89,7 @@ async def test_a_damaged_state_begins_anew(opens: Opens) -> None:
         await runs.aclose()
 
 
-async def test_a_database_that_is_away_is_a_journal_error(prefix: str) -> None:
+async def test_an_unreachable_database_raises_a_journal_error(prefix: str) -> None:
     journal = PostgresJournal("postgresql://u:secret@127.0.0.1:1/db", schema=prefix)
     with pytest.raises(JournalError) as caught:
         await journal.run_slots("x").update(lambda state, _: state, speed=1.0)

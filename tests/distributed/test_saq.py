@@ -46,7 +46,7 @@ SPEED = 60.0
 
 @dataclass
 class Place:
-    """What a test's workers share."""
+    """The queue, server, folder and journal that the workers of a test share."""
 
     url: str
     name: str
@@ -72,13 +72,13 @@ class Place:
         root: Path | None = None,
         journal: Any = None,
     ) -> AsyncIterator[Worker]:
-        """Run a worker in this process until the block ends; then it is told to stop."""
+        """Run a worker in this process. Stop it when the block ends."""
 
         @asynccontextmanager
         async def own_journal() -> AsyncIterator[MemoryJournal]:
             yield self.journal
 
-        told = worker_settings(
+        configuration = worker_settings(
             self.url,
             session=lambda: Session(KEY, BASE_URL, transport=InProcess(self.world, latency=latency)),
             journal=journal or own_journal,
@@ -89,7 +89,7 @@ class Place:
             sweep=sweep,
             connections=connections,
         )
-        worker = Worker(**told)
+        worker = Worker(**configuration)
         worker.SIGNALS = []
         await worker.queue.connect()
         running = asyncio.create_task(worker.start())
@@ -109,7 +109,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Place:
 
 ON_REDIS = pytest.mark.parametrize("place", ["redis"], indirect=True)
 ON_POSTGRES = pytest.mark.parametrize("place", ["postgres"], indirect=True)
-"""For tests of what does not depend on the queue's server: one of the two is enough."""
+"""`ON_REDIS` and `ON_POSTGRES` mark tests that do not depend on the server of the queue: one of the two is enough."""
 
 
 def run(main: Coroutine[object, object, None]) -> None:
@@ -121,15 +121,15 @@ def run(main: Coroutine[object, object, None]) -> None:
         runner.run(bounded())
 
 
-def parks(place: Place) -> list[Spec]:
-    """Return a customer whose import asks."""
+def parking_customer(place: Place) -> list[Spec]:
+    """Return a customer whose import asks a question, so that its job parks."""
     (spec,) = customers(place.folder / "in", 1)
     spec.files[0].write_text("Email,First Name,Last Name\n" + "p@x.org,A,B\n" * 5, encoding="utf-8")
     return [spec]
 
 
-async def until(true: Callable[[], object]) -> None:
-    while not true():  # noqa: ASYNC110 - it is about the outside
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - no event signals it
         await asyncio.sleep(1.0)
 
 
@@ -150,7 +150,7 @@ def test_customers_that_share_a_folder_are_refused(place: Place) -> None:
     run(main())
 
 
-def test_each_customer_is_a_job_without_a_time_out_and_comes_back_as_an_outcome(place: Place) -> None:
+def test_each_customer_becomes_a_job_without_a_time_out_and_returns_an_outcome(place: Place) -> None:
     async def main() -> None:
         specs = customers(place.folder / "in", 5)
         async with place.queue() as queue:
@@ -168,7 +168,7 @@ def test_each_customer_is_a_job_without_a_time_out_and_comes_back_as_an_outcome(
 
 
 @ON_POSTGRES
-def test_a_wrong_spec_is_one_failure_and_two_of_one_customer_are_refused(place: Place) -> None:
+def test_an_invalid_spec_fails_alone_and_two_specs_of_one_customer_are_refused(place: Place) -> None:
     async def main() -> None:
         good, other, outside = customers(place.folder / "in", 3)
         wrong = msgspec.structs.replace(other, name="a\0b")
@@ -199,9 +199,9 @@ def test_a_wrong_spec_is_one_failure_and_two_of_one_customer_are_refused(place: 
 
 
 @ON_REDIS
-def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again(place: Place) -> None:
+def test_a_park_ends_its_job_and_a_decision_starts_it_again(place: Place) -> None:
     async def main() -> None:
-        (spec,) = specs = parks(place)
+        (spec,) = specs = parking_customer(place)
         async with place.queue() as queue, place.worker():
             (parked,) = [outcome async for outcome in queue.run(specs)]
             assert isinstance(parked, Parked)
@@ -226,7 +226,7 @@ def test_a_park_ends_its_job_and_a_decision_about_what_was_shown_begins_it_again
 
 
 @ON_POSTGRES
-def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -> None:
+def test_a_customer_of_a_queue_can_be_canceled_retried_and_forgotten(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         name = spec.external_id
@@ -262,7 +262,7 @@ def test_a_customer_of_a_queue_is_canceled_retried_and_forgotten(place: Place) -
 
 
 @ON_REDIS
-def test_a_queue_without_a_journal_says_what_it_lacks(place: Place) -> None:
+def test_the_error_of_a_queue_without_a_journal_names_the_missing_argument(place: Place) -> None:
     async def main() -> None:
         async with MigrationQueue(place.url, name=place.name) as queue:
             with pytest.raises(UsageError, match=r"MigrationQueue\(url, journal=\.\.\.\)"):
@@ -272,13 +272,13 @@ def test_a_queue_without_a_journal_says_what_it_lacks(place: Place) -> None:
 
 
 @ON_REDIS
-def test_what_is_asked_for_travels_with_a_job_and_the_rest_is_the_workers(place: Place) -> None:
+def test_a_job_carries_the_options_of_its_submission_and_the_worker_sets_the_others(place: Place) -> None:
     async def main() -> None:
-        specs = parks(place)
+        specs = parking_customer(place)
         async with place.queue() as queue, place.worker(decide="approve"):
             (parked,) = [outcome async for outcome in queue.run(specs, decide="park")]
             assert isinstance(parked, Parked)
-            options = MigrationOptions(row_filter="all")  # its default `decide` overrides nothing
+            options = MigrationOptions(row_filter="all")  # the default of `decide` overrides nothing
             (done,) = [outcome async for outcome in queue.run(specs, options=options)]
             assert isinstance(done, Delivered)
             assert done.row_filter == "all"
@@ -297,7 +297,7 @@ def test_what_is_asked_for_travels_with_a_job_and_the_rest_is_the_workers(place:
     run(main())
 
 
-def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(place: Place) -> None:
+def test_an_aborted_job_is_cancelled_and_continues_when_it_is_submitted_again(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue, place.worker():
@@ -308,7 +308,7 @@ def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(plac
             (aborted,) = await following
             assert isinstance(aborted, Pending)
             assert "aborted" in aborted.error
-            await asyncio.sleep(6 * SPEED)  # so long SAQ remembers
+            await asyncio.sleep(6 * SPEED)  # until SAQ has forgotten the abort
             (done,) = await _all(queue, [spec])
             assert isinstance(done, Delivered)
         assert place.world.verdict(asyncio.get_running_loop().time()).duplicate_imports == 0
@@ -316,7 +316,7 @@ def test_an_aborted_job_is_cancelled_and_goes_on_when_it_is_submitted_again(plac
     run(main())
 
 
-def test_a_worker_that_is_stopped_lets_requests_end_and_gives_its_jobs_back(place: Place) -> None:
+def test_a_stopped_worker_finishes_its_requests_and_returns_its_jobs_to_the_queue(place: Place) -> None:
     async def main() -> None:
         specs = customers(place.folder / "in", 3)
         ledger = place.world.ledger
@@ -341,8 +341,8 @@ async def _all(queue: MigrationQueue, specs: list[Spec]) -> list[object]:
     return [outcome async for outcome in queue.run(specs)]
 
 
-def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> None:
-    """The dead worker took the job, and no heartbeat followed."""
+def test_the_job_of_a_dead_worker_is_swept_and_done_by_another_worker(place: Place) -> None:
+    """The dead worker took the job and sent no heartbeat."""
 
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
@@ -364,7 +364,7 @@ def test_a_job_whose_worker_died_is_swept_and_done_by_another(place: Place) -> N
 
 @asynccontextmanager
 async def dead_worker(place: Place) -> AsyncIterator[tuple[ResilientQueue, Job]]:
-    """Take a job as a worker that dies then; yield its queue and the job."""
+    """Take a job as a worker that dies afterwards. Yield its queue and the job."""
     dead = open_queue(place.url, place.name)
     await dead.connect()
     job = await dead.dequeue()
@@ -375,7 +375,7 @@ async def dead_worker(place: Place) -> AsyncIterator[tuple[ResilientQueue, Job]]
     await dead.disconnect()
 
 
-def test_a_job_is_not_lost_if_the_process_that_sweeps_dies_too(place: Place) -> None:
+def test_a_job_is_not_lost_if_the_process_that_sweeps_it_dies(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         async with place.queue() as queue:
@@ -389,9 +389,8 @@ def test_a_job_is_not_lost_if_the_process_that_sweeps_dies_too(place: Place) -> 
                     await asyncio.sleep(0.1)
                 sweeping.cancel()
                 await asyncio.wait([sweeping])
-                await (
-                    sweeper.disconnect()
-                )  # the locks of its sweep end with its connection, or after a second
+                # Its locks end with its connection, or after a second.
+                await sweeper.disconnect()
                 async with place.worker(sweep=60):
                     outcomes = await _all(queue, [spec])
         assert [type(outcome) for outcome in outcomes] == [Delivered]
@@ -429,7 +428,7 @@ def test_a_job_that_was_aborted_before_its_worker_died_ends_as_canceled(place: P
     run(main())
 
 
-def test_a_heartbeat_does_not_write_over_an_abort_and_its_reason(place: Place) -> None:
+def test_a_heartbeat_does_not_overwrite_an_abort_and_its_reason(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         worker, other = open_queue(place.url, place.name), open_queue(place.url, place.name)
@@ -457,7 +456,7 @@ def test_a_heartbeat_does_not_write_over_an_abort_and_its_reason(place: Place) -
     run(main())
 
 
-def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
+def test_a_job_that_a_worker_has_just_taken_is_not_swept(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         worker, other = open_queue(place.url, place.name), open_queue(place.url, place.name)
@@ -467,7 +466,7 @@ def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
             await queue.submit(spec)
             job = await worker.dequeue()
             assert job is not None
-            assert await other.sweep(SPEED) == []  # its worker has not said yet that it has it
+            assert await other.sweep(SPEED) == []  # its worker has not marked it as active yet
             await asyncio.sleep(2.0 * SPEED)
             assert [key.rpartition(":")[2] for key in await other.sweep(SPEED)] == [job.key]
             await worker.disconnect()
@@ -477,7 +476,9 @@ def test_a_job_that_a_worker_has_just_taken_is_left_to_it(place: Place) -> None:
 
 
 @ON_POSTGRES
-def test_secrets_of_a_destination_are_the_workers_and_never_the_queues(place: Place) -> None:
+def test_the_worker_supplies_the_secrets_of_a_destination_and_the_queue_never_stores_them(
+    place: Place,
+) -> None:
     secrets = {"destination": {"base_url": "https://crm.example", "auth": {"token": "very-secret"}}}
     asked: list[str] = []
 
@@ -501,7 +502,7 @@ def test_secrets_of_a_destination_are_the_workers_and_never_the_queues(place: Pl
 
 
 @ON_REDIS
-def test_a_worker_waits_while_somebody_else_holds_the_customer(place: Place) -> None:
+def test_a_worker_waits_while_another_process_holds_the_customer(place: Place) -> None:
     async def main() -> None:
         (spec,) = customers(place.folder / "in", 1)
         claim = await place.journal.claim(spec.external_id)
@@ -516,7 +517,7 @@ def test_a_worker_waits_while_somebody_else_holds_the_customer(place: Place) -> 
     run(main())
 
 
-def test_a_queue_that_goes_away_gets_the_outcomes_later_and_costs_one_warning(
+def test_an_unreachable_queue_gets_the_outcomes_later_and_causes_at_most_two_warnings(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -540,21 +541,21 @@ def test_a_queue_that_goes_away_gets_the_outcomes_later_and_costs_one_warning(
     with caplog.at_level(logging.WARNING):
         run(main())
     assert not [record for record in caplog.records if record.exc_info and record.name in ("saq", "asyncio")]
-    said = [record.getMessage() for record in caplog.records if "the queue" in record.getMessage()]
-    assert 1 <= len(said) <= 2  # connections that break, and connections that are refused
-    assert not any("protocol" in text for text in said)
+    warnings = [record.getMessage() for record in caplog.records if "the queue" in record.getMessage()]
+    assert 1 <= len(warnings) <= 2  # one for broken connections, one for refused connections
+    assert not any("protocol" in text for text in warnings)
 
 
-class AwayJournal:
-    """A journal that cannot be opened, or cannot be claimed from, while `away`."""
+class UnavailableJournal:
+    """A journal that cannot be opened, or refuses claims, while `is_unavailable`."""
 
     def __init__(self, journal: MemoryJournal) -> None:
-        self._journal, self.away = journal, True
+        self._journal, self.is_unavailable = journal, True
         self.tries = 0
 
     def check(self) -> None:
         self.tries += 1
-        if self.away:
+        if self.is_unavailable:
             raise JournalUnavailable("fleet.db", "is locked")
 
     async def claim(self, external_id: str) -> ClaimPort:
@@ -565,16 +566,16 @@ class AwayJournal:
         self.check()
 
 
-@pytest.mark.parametrize("opens", [False, True])
-def test_a_worker_whose_journal_is_away_warns_once_and_goes_on(
-    redis_url: str, prefix: str, tmp_path: Path, opens: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_openable", [False, True])
+def test_a_worker_waits_for_an_unavailable_journal_and_warns_once(
+    redis_url: str, prefix: str, tmp_path: Path, is_openable: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place(redis_url, prefix, tmp_path)
-    journal = AwayJournal(place.journal)
+    journal = UnavailableJournal(place.journal)
 
     @asynccontextmanager
-    async def opening() -> AsyncIterator[AwayJournal]:
-        if not opens:
+    async def opening() -> AsyncIterator[UnavailableJournal]:
+        if not is_openable:
             journal.check()
         yield journal
 
@@ -583,7 +584,7 @@ def test_a_worker_whose_journal_is_away_warns_once_and_goes_on(
         async with place.queue() as queue, place.worker(journal=opening):
             following = asyncio.ensure_future(_all(queue, specs))
             await until(lambda: journal.tries > 6)
-            journal.away = False
+            journal.is_unavailable = False
             assert {type(outcome) for outcome in await following} == {Delivered}
 
     with caplog.at_level(logging.WARNING):
@@ -593,7 +594,7 @@ def test_a_worker_whose_journal_is_away_warns_once_and_goes_on(
     assert "waits for it" in line or "waiting for it" in line
 
 
-def test_a_queue_that_lost_its_memory_is_given_the_job_again(
+def test_a_job_is_queued_again_when_the_queue_has_lost_its_data(
     redis_url: str, tmp_path: Path, prefix: str
 ) -> None:
     async def main() -> None:
@@ -615,7 +616,7 @@ def lose_jobs(place: Place) -> None:
     client.delete(*client.keys(f"saq:*{place.name}*"))
 
 
-def test_a_queue_that_loses_its_jobs_three_times_in_two_seconds_ends_nobody_as_pending(
+def test_no_customer_ends_as_pending_when_the_queue_loses_its_jobs_three_times(
     redis_url: str, tmp_path: Path, prefix: str
 ) -> None:
     async def main() -> None:
@@ -650,7 +651,7 @@ def test_a_task_whose_job_is_lost_stops_and_writes_no_result(
             await queue.submit(lost)
             await until(lambda: ledger.requests["POST /companies/{id}/imports"])
             lose_jobs(place)
-            await queue.submit(ended)  # it is alive all the same
+            await queue.submit(ended)  # the worker still takes jobs
             assert [type(outcome) for outcome in await _all(queue, [ended])] == [Delivered]
             await asyncio.sleep(2 * SPEED)
             assert await queue._queue.job(queue._key(lost.external_id)) is None
@@ -669,7 +670,7 @@ def test_a_cancellation_in_any_turn_of_the_loop_ends_the_wait_for_outcomes(
     async def main() -> None:
         async def consume() -> None:
             async for _ in queue.run([spec]):
-                raise AssertionError("there is no worker")
+                raise AssertionError("an outcome without a worker")
 
         async with MigrationQueue(redis_url, name=prefix) as queue:
             for turns in range(60):
@@ -678,7 +679,7 @@ def test_a_cancellation_in_any_turn_of_the_loop_ends_the_wait_for_outcomes(
                     await asyncio.sleep(0)
                 task.cancel()
                 await asyncio.wait([task], timeout=10.0)
-                assert task.cancelled(), f"cancelled after {turns} turns, it goes on"
+                assert task.cancelled(), f"the task continues after a cancellation in turn {turns}"
 
     asyncio.run(main())
 

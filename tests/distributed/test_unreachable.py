@@ -1,4 +1,4 @@
-"""A queue that cannot be used: one sentence with its kind and host, and never a part of its URL."""
+"""The error of a queue that cannot be used names its kind and host, and never shows another part of its URL."""
 
 import asyncio
 import logging
@@ -23,13 +23,13 @@ SECRET = "s3cr3t"
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncmig.distributed._resilient_queue.ResilientQueue.connect_within", 2.0)
 
 
 @contextmanager
 def listening(answer: bytes | None) -> Iterator[int]:
-    """Accept connections, and send `answer` to whatever comes; None: say nothing, and keep them open."""
+    """Accept connections and send `answer` to the first data. If it is None, send nothing and keep them open."""
     kept: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -67,7 +67,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def refusal(url: str) -> QueueUnavailable:
     async def main() -> None:
         async with MigrationQueue(url):
-            raise AssertionError("it was used")
+            raise AssertionError("the queue was opened")
 
     with pytest.raises(QueueUnavailable) as caught:
         asyncio.run(main())
@@ -82,20 +82,20 @@ KINDS = [("redis", "Redis"), ("postgresql", "PostgreSQL")]
 
 
 @pytest.mark.parametrize(("scheme", "kind"), KINDS)
-def test_one_that_refuses_connections(scheme: str, kind: str) -> None:
+def test_a_server_that_refuses_connections_is_reported(scheme: str, kind: str) -> None:
     port = free_port()
     error = refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{port}/0")
     assert str(error) == f"the queue ({kind} at 127.0.0.1:{port}) cannot be used: it refuses connections"
 
 
 @pytest.mark.parametrize(("scheme", "kind"), KINDS)
-def test_one_whose_host_is_unknown(scheme: str, kind: str) -> None:
+def test_an_unknown_host_is_reported(scheme: str, kind: str) -> None:
     error = refusal(f"{scheme}://user:{SECRET}@no-such-host.invalid/0")
     assert (error.place, error.reason) == (f"{kind} at no-such-host.invalid", "its host is unknown")
 
 
 @pytest.mark.parametrize(("scheme", "kind"), KINDS)
-def test_one_that_accepts_connections_and_never_answers(scheme: str, kind: str) -> None:
+def test_a_server_that_never_answers_is_reported(scheme: str, kind: str) -> None:
     with listening(None) as port:
         error = refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{port}/0")
     assert error.reason == "it does not answer"
@@ -106,33 +106,35 @@ def test_one_that_accepts_connections_and_never_answers(scheme: str, kind: str) 
     "answer",
     [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\0\x02\x02\x46", b""],
 )
-def test_one_that_speaks_another_protocol(scheme: str, kind: str, answer: bytes) -> None:
+def test_a_server_with_another_protocol_is_reported(scheme: str, kind: str, answer: bytes) -> None:
     with listening(answer) as port:
         error = refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{port}/0")
     assert f"does not speak the protocol of {kind}" in error.reason or "closes connections" in error.reason
 
 
-def test_one_that_refuses_the_password(guarded: RedisServer) -> None:
+def test_a_refused_password_is_reported(guarded: RedisServer) -> None:
     for login in (f":{SECRET}@", f"user:{SECRET}@", ""):
         error = refusal(guarded.url.replace(":right@", login))
         assert error.reason == "it refuses the user or the password"
 
 
-def test_one_that_does_not_know_the_user_or_the_database(database_url: str) -> None:
+def test_an_unknown_user_or_database_is_reported(database_url: str) -> None:
     error = refusal(database_url.replace("postgres@", f"stranger:{SECRET}@"))
     assert error.reason == "it refuses the user or the password"
     error = refusal(database_url.removesuffix("/postgres") + "/nothing")
     assert error.reason == "it has no such database"
 
 
-def test_one_that_has_no_tls(guarded: RedisServer, database_url: str) -> None:
+def test_a_server_without_tls_is_reported(guarded: RedisServer, database_url: str) -> None:
     assert (
         refusal(guarded.url.replace("redis://", "rediss://")).reason == "it does not answer, or not with TLS"
     )
     assert refusal(f"{database_url}?sslmode=require").reason == "the TLS handshake with it fails"
 
 
-def test_one_whose_address_names_what_is_not_there(guarded: RedisServer, tmp_path: Path) -> None:
+def test_missing_files_and_invalid_options_of_an_address_are_reported(
+    guarded: RedisServer, tmp_path: Path
+) -> None:
     missing = tmp_path / "missing"
     tls = guarded.url.replace("redis://", "rediss://")
     assert refusal(f"{tls}?ssl_ca_certs={missing}").reason == "a file that its address names does not exist"
@@ -146,7 +148,7 @@ def test_one_whose_address_names_what_is_not_there(guarded: RedisServer, tmp_pat
     assert refusal(f"{guarded.url}?client_name=a%20b").reason == "its address has an option that is not valid"
 
 
-def test_a_worker_waits_for_its_queue_and_says_so_now_and_then(
+def test_a_worker_waits_for_its_queue_and_logs_it_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncmig.distributed._resilient_queue._PAUSE", 0.02)
@@ -190,7 +192,7 @@ def stoppable(
 
 
 @pytest.mark.parametrize("stoppable", ["redis", "postgres"], indirect=True)
-def test_one_that_stops_after_entering(
+def test_a_server_that_stops_after_the_queue_was_opened_is_reported(
     stoppable: tuple[str, RedisServer | PostgresServer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -209,7 +211,7 @@ def test_one_that_stops_after_entering(
                 lambda: queue.retry(spec.external_id),
                 lambda: queue.abort(spec.external_id),
             ):
-                for _ in range(2):  # first a connection that breaks, then none
+                for _ in range(2):  # first the connection breaks, then no connection is possible
                     with pytest.raises(QueueUnavailable) as caught:
                         await call()
                     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -227,7 +229,7 @@ def test_one_that_stops_after_entering(
     assert SECRET not in caplog.text
 
 
-def test_one_that_stops_to_answer_after_entering(
+def test_a_server_that_stops_answering_after_the_queue_was_opened_is_reported(
     guarded: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncmig.distributed._resilient_queue.ResilientQueue.patience", 1.0)

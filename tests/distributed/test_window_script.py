@@ -1,4 +1,4 @@
-"""The script in a real Redis: against the local limiter, against an independent counter, against servers."""
+"""The Lua script in a real Redis, compared with the local limiter, an independent counter and simulated servers."""
 
 import asyncio
 import heapq
@@ -31,7 +31,7 @@ WINDOW = 60.0
 
 
 class Fixed(Random):
-    """Draws what it is told."""
+    """Returns `value` for every random number."""
 
     value = 0.5
 
@@ -41,7 +41,7 @@ class Fixed(Random):
 
 @pytest.mark.parametrize("limit", [1, 3, 12, 100])
 @pytest.mark.parametrize("seed", range(4))
-def test_one_client_is_treated_as_by_the_local_limiter(
+def test_the_script_treats_one_client_like_the_local_limiter(
     redis_url: str, prefix: str, limit: int, seed: int
 ) -> None:
     rng, draws = Random(f"{limit} {seed}"), Fixed()
@@ -73,14 +73,14 @@ def test_one_client_is_treated_as_by_the_local_limiter(
         assert turn.held == pytest.approx(max(0.0, limiter.held_until - now), abs=1e-6)
         now += rng.choice([0.01, 0.05, 0.3, 1.0, 1.0 if open_ else 30.0])
         overdue = [name for name, sent_at in open_.items() if now - sent_at > 8.0]
-        for name in overdue:  # before the script would give it up
+        for name in overdue:  # before its time-out in the script
             limiter.accepted(now, sent_at=open_.pop(name))
             script(now, (name, "accepted", 0.0), random=draws.value)
 
 
 @pytest.mark.parametrize("limit", [1, 5])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_long_window_is_treated_as_by_the_local_limiter(
+def test_the_script_treats_a_long_window_like_the_local_limiter(
     redis_url: str, prefix: str, limit: int, seed: int
 ) -> None:
     rng, window, now, names = Random(f"{limit} {seed}"), 3600.0, 1000.0, count()
@@ -99,7 +99,7 @@ def test_a_long_window_is_treated_as_by_the_local_limiter(
                 limiter.take(now)
                 open_[name] = now
         else:
-            assert not script(now, want="another").granted  # they are sent one at a time
+            assert not script(now, want="another").granted  # the script allows one unanswered request
             name, sent_at = open_.popitem()
             what = rng.choices(["accepted", "rejected", "lost", "unsent"], [1.0, 0.3, 0.1, 0.1])[0]
             seconds = rng.choice([0.0, 0.0, 7.0, 1e6])
@@ -107,11 +107,13 @@ def test_a_long_window_is_treated_as_by_the_local_limiter(
             more = {"retry_after": seconds or None} if what == "rejected" else {}
             getattr(limiter, what)(now, sent_at=sent_at, **more)
             if rng.random() < 0.5:
-                told = rng.choice([None, 0, 1, limit, 100]), rng.choice([None, 0, 1, 100])
+                headers = rng.choice([None, 0, 1, limit, 100]), rng.choice([None, 0, 1, 100])
                 reset = rng.choice([0.0, 60.0, 1e9])
-                text = "/".join("" if each is None else str(each) for each in told)
+                text = "/".join("" if each is None else str(each) for each in headers)
                 turn = script(now, (text, "headers", reset))
-                limiter.apply_headers(RateHeaders(limit=told[0], remaining=told[1], reset=reset or None), now)
+                limiter.apply_headers(
+                    RateHeaders(limit=headers[0], remaining=headers[1], reset=reset or None), now
+                )
         assert (turn.used, turn.slots) == (limiter.used(now), limiter.slots)
         assert turn.held == pytest.approx(max(0.0, limiter.held_until - now), abs=1e-6)
         now += rng.choice([0.5, 5.0, 60.0, 900.0, 3700.0])
@@ -121,7 +123,9 @@ def test_a_long_window_is_treated_as_by_the_local_limiter(
             script(now, (name, "lost", 0.0))
 
 
-def test_a_slot_of_several_budgets_is_granted_if_all_have_one(redis_url: str, prefix: str) -> None:
+def test_a_slot_of_several_budgets_is_granted_only_if_all_have_a_free_slot(
+    redis_url: str, prefix: str
+) -> None:
     minute, hour = (
         Script(redis_url, prefix + "a", limit=2),
         Script(redis_url, prefix + "b", limit=1, window=3600.0),
@@ -138,7 +142,7 @@ def test_a_slot_of_several_budgets_is_granted_if_all_have_one(redis_url: str, pr
     assert [turn.granted for turn in turns] == [True, True]
 
 
-def test_the_hold_of_a_set_holds_no_budget_of_it(redis_url: str, prefix: str) -> None:
+def test_a_hold_of_a_budget_set_does_not_apply_to_its_single_budgets(redis_url: str, prefix: str) -> None:
     reads, writes = (Script(redis_url, prefix + name, limit=9) for name in "ab")
     held = together([reads, writes], 1000.0, [("0+1", "held", 40.0)], want="a")
     assert [turn.granted for turn in held] == [False, False]
@@ -151,7 +155,7 @@ def test_the_hold_of_a_set_holds_no_budget_of_it(redis_url: str, prefix: str) ->
 
 @dataclass
 class Client:
-    """Asks, is answered or not, and may die with requests under way."""
+    """A process that requests slots and may die with requests in flight."""
 
     name: str
     open_: dict[str, float] = field(default_factory=dict)
@@ -160,7 +164,7 @@ class Client:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    phases=set(Phase) - {Phase.shrink},  # a window is hard to break with less
+    phases=set(Phase) - {Phase.shrink},  # fewer steps rarely cause the same failure
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
@@ -176,21 +180,21 @@ class Client:
         max_size=80,
     ),
 )
-def test_no_window_holds_too_many_whatever_clients_do(
+def test_no_window_contains_more_requests_than_the_limit_for_any_client_behaviour(
     redis_url: str, prefix: str, limit: int, clients: int, steps: list[tuple[int, str, float]]
 ) -> None:
-    """The counter is a list of intervals in which requests can have arrived."""
+    """The test counts requests by the intervals in which they can have arrived."""
     script, now, names = Script(redis_url, prefix, limit=limit), 1000.0, count()
     script.forget()
     fleet = [Client(f"client {n}") for n in range(clients)]
     spans: list[tuple[float, float]] = []
-    for who, step, seconds in steps:
-        client = fleet[who % clients]
+    for index, step, seconds in steps:
+        client = fleet[index % clients]
         if step == "ask":
             name = str(next(names))
             if script(now, want=name, client=client.name).granted:
                 client.open_[name] = now
-        elif step == "die":  # its requests arrive, at the latest, when their time is up
+        elif step == "die":  # its requests arrive before their time-out
             spans += [(sent, sent + 60.0) for sent in client.open_.values()]
             client.open_ = {}
         elif step == "tell again":
@@ -203,7 +207,7 @@ def test_no_window_holds_too_many_whatever_clients_do(
             if step != "drop":
                 spans.append((sent, now))
         now += seconds
-        for client in fleet:  # nobody waits longer for an answer
+        for client in fleet:  # the time-out of an answer is 60 s
             late = [name for name, sent in client.open_.items() if now - sent > 60.0]
             spans += [(sent := client.open_.pop(name), sent + 60.0) for name in late]
     held = [(sent, now) for client in fleet for sent in client.open_.values()]
@@ -216,42 +220,46 @@ Server = Callable[[Random], RateLimit]
 def drive(
     script: Script, server: RateLimit, rng: Random, *, clients: int, each: int, dies: float = 0.0
 ) -> tuple[float, int]:
-    """Let some clients make `each` calls at once, each with its own line; return the seconds and the 429s."""
+    """Let each client make `each` calls from its own queue. Return the seconds and the number of 429s.
+
+    An answer is lost with the probability `dies`.
+    """
     order, names, began, refused, last = count(), count(), 1000.0, 0, 0.0
     left = [each] * clients
     asking = set(range(clients))
     events = [(began, next(order), n, "ask", "") for n in range(clients)]
 
-    def later(at: float, who: int, what: str, name: str = "") -> None:
-        heapq.heappush(events, (at, next(order), who, what, name))
+    def later(at: float, client: int, what: str, name: str = "") -> None:
+        heapq.heappush(events, (at, next(order), client, what, name))
 
     while events:
-        now, _, who, what, name = heapq.heappop(events)
+        now, _, client, what, name = heapq.heappop(events)
         if what == "ask":
-            if not left[who]:
-                asking.discard(who)
+            if not left[client]:
+                asking.discard(client)
                 continue
-            name = f"{who} {next(names)}"
-            turn = script(now, want=name, client=str(who), random=rng.random())
+            name = f"{client} {next(names)}"
+            turn = script(now, want=name, client=str(client), random=rng.random())
             if turn.granted:
-                left[who] -= 1
-                later(now + rng.uniform(0.01, 0.2), who, "arrive", name)
-            later(now + (0.001 if turn.granted else min(turn.wait, 5.0) + 0.001), who, "ask")
+                left[client] -= 1
+                later(now + rng.uniform(0.01, 0.2), client, "arrive", name)
+            later(now + (0.001 if turn.granted else min(turn.wait, 5.0) + 0.001), client, "ask")
         elif what == "arrive":
             answer = "accepted" if server.allow(now) else "rejected"
             if rng.random() >= dies:
-                later(now + rng.uniform(0.01, 0.2), who, answer, name)
+                later(now + rng.uniform(0.01, 0.2), client, answer, name)
         else:
-            script(now, (name, what, 0.0), client=str(who), random=rng.random())
+            script(now, (name, what, 0.0), client=str(client), random=rng.random())
             last = now
             if what == "rejected":
                 refused += 1
-                left[who] += 1
-                if who not in asking:
-                    asking.add(who)
-                    later(now, who, "ask")
+                left[client] += 1
+                if client not in asking:
+                    asking.add(client)
+                    later(now, client, "ask")
     assert not any(left)
-    assert script.calls <= 9 * (clients * each + refused)  # a slot, its answer, and others who asked in vain
+    # A call grants a slot, reports an answer, or asks for a slot in vain.
+    assert script.calls <= 9 * (clients * each + refused)
     return last - began, refused
 
 
@@ -267,7 +275,7 @@ def drive(
     ],
     ids=["fixed", "sliding", "bucket of 100", "bucket of 10", "true limit 80", "counter"],
 )
-def test_four_processes_are_as_fast_as_one_and_learn_as_one(
+def test_four_processes_are_as_fast_as_one_and_cause_as_few_refusals(
     redis_url: str, prefix: str, make: Server, most_refused: float, most_seconds: float
 ) -> None:
     took, refused = [], []
@@ -280,7 +288,7 @@ def test_four_processes_are_as_fast_as_one_and_learn_as_one(
     assert mean(took) <= most_seconds
 
 
-def test_a_slot_that_nobody_answers_is_freed_after_its_time_and_a_window(redis_url: str, prefix: str) -> None:
+def test_an_unanswered_slot_is_free_after_its_time_out_and_a_window(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=1, timeout=20.0)
     assert script(1000.0, want="a").granted
     assert script(1019.0, want="b").wait == pytest.approx(60.05)  # if it is answered now
@@ -289,7 +297,7 @@ def test_a_slot_that_nobody_answers_is_freed_after_its_time_and_a_window(redis_u
     assert script(1080.06, want="b").granted
 
 
-def test_a_probe_that_died_is_sent_again_by_somebody_else(redis_url: str, prefix: str) -> None:
+def test_an_unanswered_probe_is_sent_again_by_another_client(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix)
     script(1000.0, want="a", client="one")
     script(1000.1, ("a", "rejected", 0.0), client="one")
@@ -298,11 +306,11 @@ def test_a_probe_that_died_is_sent_again_by_somebody_else(redis_url: str, prefix
     assert script(1011.8, want="b", client="two").granted
     assert not script(1011.9, want="c", client="two").granted
     script(1012.0, ("b", "accepted", 0.0), client="two")
-    assert script(1012.0, want="c", client="two").wait == pytest.approx(0.6)  # a burst of one is learnt
+    assert script(1012.0, want="c", client="two").wait == pytest.approx(0.6)  # the learnt burst is one
     assert script(1012.7, want="c", client="two").granted
 
 
-def test_a_hold_is_for_all_and_as_long_as_the_server_asks(redis_url: str, prefix: str) -> None:
+def test_a_hold_applies_to_all_clients_for_the_time_that_the_server_asks(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix)
     script(1000.0, want="a", client="one")
     script(1000.1, ("a", "rejected", 30.0), client="one")
@@ -311,31 +319,31 @@ def test_a_hold_is_for_all_and_as_long_as_the_server_asks(redis_url: str, prefix
     assert turn.wait == turn.held
 
 
-def test_a_clock_that_is_set_back_frees_nothing_and_holds_nobody_for_ever(
-    redis_url: str, prefix: str
-) -> None:
+def test_after_the_clock_is_set_back_slots_stay_taken_for_one_window(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=2)
     script(5000.0, want="a")
     script(5000.0, ("a", "accepted", 0.0))
     script(5001.0, want="b")
     script(5002.0, ("b", "accepted", 0.0))
-    assert script(1400.0, want="c").wait == pytest.approx(58.05)  # as at 5002
+    assert script(1400.0, want="c").wait == pytest.approx(58.05)  # the same wait as at 5002
     assert not script(1458.0, want="c").granted
     assert script(1458.1, want="c").granted
 
 
-def test_a_window_that_was_lost_is_told_again_before_it_is_used(redis_url: str, prefix: str) -> None:
+def test_clients_report_their_requests_again_before_a_lost_window_is_used(
+    redis_url: str, prefix: str
+) -> None:
     script = Script(redis_url, prefix, limit=3)
     script.forget()
     script(1000.0, ("a", "answered_before", 10.0), ("b", "sent_before", 1.0), client="one")
-    assert script(1000.5, want="x", client="one").wait == pytest.approx(6.5)  # others may know more
+    assert script(1000.5, want="x", client="one").wait == pytest.approx(6.5)  # other clients may report more
     script(1001.0, ("c", "answered_before", 20.0), client="two")
     assert script(1007.0, want="x", client="one").wait == pytest.approx(34.05)
     script(1008.0, ("b", "unsent", 0.0), client="one")
     assert script(1008.0, want="x", client="one").granted
 
 
-def test_another_limit_is_for_all_from_then_on(redis_url: str, prefix: str) -> None:
+def test_a_changed_limit_applies_to_all_clients(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=1)
     assert script(1000.0, want="a").granted
     assert not script(1000.1, want="b").granted
@@ -343,19 +351,19 @@ def test_another_limit_is_for_all_from_then_on(redis_url: str, prefix: str) -> N
     assert script(1000.2).slots == 2
 
 
-def test_processes_are_counted_while_they_were_heard_of_lately(redis_url: str, prefix: str) -> None:
+def test_only_processes_with_a_recent_call_are_counted(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix)
     assert [script(1000.0, client=name).clients for name in ("one", "two", "two", "three")] == [1, 2, 2, 3]
     assert script(1301.0, client="one").clients == 1
 
 
-def test_redis_keeps_the_time_and_forgets_what_nobody_uses(redis_url: str, prefix: str) -> None:
+def test_the_script_uses_the_clock_of_redis_and_its_keys_expire(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=1, window=0.2, timeout=0.2, speed=1.0)
     assert script(None, want="a").granted
     turn = script(None, ("a", "accepted", 0.0), want="b")
     assert 0.2 < turn.wait <= 0.25
-    lives = {script.redis.pttl(key) for key in script.redis.keys(f"{prefix}*")}
-    assert all(0 < milliseconds <= 12_000 for milliseconds in lives)
+    expiries = {script.redis.pttl(key) for key in script.redis.keys(f"{prefix}*")}
+    assert all(0 < milliseconds <= 12_000 for milliseconds in expiries)
     faster = Script(redis_url, f"{prefix}fast", limit=1, speed=60.0)
     seconds, micro = faster.redis.time()
     faster(None, want="a")
@@ -365,7 +373,7 @@ def test_redis_keeps_the_time_and_forgets_what_nobody_uses(redis_url: str, prefi
 @pytest.mark.parametrize(
     "lost", [(), (0,), (1,), (0, 1), (1, 2)], ids=["all", "state", "slots", "both", "sets"]
 )
-def test_a_loss_is_noticed_by_all_who_knew_more_and_nothing_counts_twice(
+def test_each_client_notices_a_loss_of_data_and_no_request_counts_twice(
     redis_url: str, prefix: str, lost: tuple[int, ...]
 ) -> None:
     script = Script(redis_url, prefix, limit=4)
@@ -376,22 +384,23 @@ def test_a_loss_is_noticed_by_all_who_knew_more_and_nothing_counts_twice(
         known[client] = (turn.epoch, "last_seen", turn.turn)
     script(1002.5, ("a", "accepted", 0.0), ("b", "accepted", 0.0), client="one")
     script.forget(*lost)
-    tells = [("a", "answered_before", 7.5), ("b", "answered_before", 7.5)]
+    reports = [("a", "answered_before", 7.5), ("b", "answered_before", 7.5)]
     turn = script(1010.0, known["one"], want="x", client="one")
     assert (turn.granted, turn.lost) == (False, True)
-    knows = (turn.epoch, "last_seen", turn.turn)
-    turn = script(1010.0, knows, *tells, want="x", client="one")
-    assert (turn.granted, turn.lost, turn.wait) == (False, False, pytest.approx(7.0))  # others may know more
+    last_seen = (turn.epoch, "last_seen", turn.turn)
+    turn = script(1010.0, last_seen, *reports, want="x", client="one")
+    # Other clients may report more.
+    assert (turn.granted, turn.lost, turn.wait) == (False, False, pytest.approx(7.0))
     turn = script(1011.0, known["two"], want="y", client="two")
     assert (turn.granted, turn.lost) == (False, True)
-    script(1011.0, (turn.epoch, "last_seen", turn.turn), ("c", "sent_before", 9.0), *tells, client="two")
+    script(1011.0, (turn.epoch, "last_seen", turn.turn), ("c", "sent_before", 9.0), *reports, client="two")
     assert script(1017.1, want="x", client="one").granted
     turn = script(1017.2, want="y", client="two")
     assert (turn.granted, turn.used) == (False, 4)
     assert turn.wait == pytest.approx(1062.55 - 1017.2, abs=0.1)
 
 
-def test_what_the_silent_had_used_is_not_sent_again(redis_url: str, prefix: str) -> None:
+def test_slots_of_a_client_that_stays_silent_after_a_loss_still_count(redis_url: str, prefix: str) -> None:
     script = Script(redis_url, prefix, limit=4)
     for slot in "abc":
         script(1000.0 + ord(slot) - 97, want=slot, client="silent")
@@ -399,17 +408,20 @@ def test_what_the_silent_had_used_is_not_sent_again(redis_url: str, prefix: str)
     turn = script(1005.0, ("", "last_seen", 0), client="one")
     assert turn.used == 3
     script.forget()
-    assert script(1006.0, ("", "last_seen", 0), want="new", client="new").granted  # it knows nothing of it
+    # This client knows nothing of the loss.
+    assert script(1006.0, ("", "last_seen", 0), want="new", client="new").granted
     lost = script(1006.5, (turn.epoch, "last_seen", turn.turn), want="x", client="one")
     assert lost.lost
     script(1006.5, (lost.epoch, "last_seen", lost.turn), ("3", "used_before", 1.5), client="one")
     turn = script(1014.0, want="x", client="one")
     assert (turn.granted, turn.used) == (False, 4)
-    assert not script(1066.5, want="x", client="one").granted  # an answer may have arrived until the loss
+    assert not script(1066.5, want="x", client="one").granted  # answers may have arrived until the loss
     assert script(1066.6, want="x", client="one").granted
 
 
-def test_a_replica_that_had_fallen_behind_is_told_what_it_does_not_know(redis_url: str, prefix: str) -> None:
+def test_clients_report_to_an_outdated_replica_the_requests_that_it_lacks(
+    redis_url: str, prefix: str
+) -> None:
     script = Script(redis_url, prefix, limit=2)
     behind = script(1000.0, ("", "last_seen", 0), want="a", client="one")
     copies = script.copies()
@@ -418,14 +430,14 @@ def test_a_replica_that_had_fallen_behind_is_told_what_it_does_not_know(redis_ur
     turn = script(1002.0, (turn.epoch, "last_seen", turn.turn), want="c", client="one")
     assert turn.lost
     assert turn.epoch != behind.epoch
-    told = [("a", "sent_before", 2.0), ("b", "sent_before", 1.0)]
-    script(1002.0, (turn.epoch, "last_seen", turn.turn), *told, client="one")
+    reports = [("a", "sent_before", 2.0), ("b", "sent_before", 1.0)]
+    script(1002.0, (turn.epoch, "last_seen", turn.turn), *reports, client="one")
     turn = script(1005.0, want="c", client="one")
     assert (turn.granted, turn.used) == (False, 2)
 
 
 @pytest.mark.parametrize("seed", range(LOSS_SEEDS))
-def test_a_redis_that_is_emptied_again_and_again_lets_nobody_send_too_much(
+def test_no_window_exceeds_the_limit_when_redis_is_emptied_repeatedly(
     redis_url: str, prefix: str, seed: int
 ) -> None:
     async def main() -> None:
@@ -439,11 +451,11 @@ def test_a_redis_that_is_emptied_again_and_again_lets_nobody_send_too_much(
             for shared in (SharedBudgets(window=each, account="x", timeout=60.0) for each in windows)
         ]
         calls = asyncio.gather(*(load.call(gate) for gate in gates for _ in range(27)))
-        await asyncio.sleep(1.0)  # a process that has not asked yet takes an empty Redis for a new one
+        await asyncio.sleep(1.0)  # a process that has not called yet cannot notice the loss
         for _ in range(7):
             await asyncio.sleep(rng.choice([0.3, 1.0, 3.0, 8.0, 25.0]) * rng.random())
             if not all(sum(gate.statistics().waiting.values()) for gate in gates):
-                break  # Redis does not learn again what an idle gate has sent
+                break  # an idle gate does not report its requests to Redis again
             empty(redis_url, prefix)
         await calls
         await asyncio.gather(*(each.aclose() for each in (*gates, *windows)))
@@ -453,7 +465,9 @@ def test_a_redis_that_is_emptied_again_and_again_lets_nobody_send_too_much(
     run(main())
 
 
-def test_three_losses_in_two_seconds_hold_everybody_for_a_moment_only(redis_url: str, prefix: str) -> None:
+def test_three_losses_in_two_seconds_hold_all_clients_for_less_than_ten_seconds(
+    redis_url: str, prefix: str
+) -> None:
     script = Script(redis_url, prefix, limit=4)
     turn = script(1000.0, ("", "last_seen", 0), want="a")
     for number in range(3):

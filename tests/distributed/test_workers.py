@@ -1,6 +1,6 @@
-"""Worker processes on one key, and what is done to them; the simulator's ledger is the judge.
+"""Worker processes share one key and are disturbed. The ledger of the simulator shows their faults.
 
-A few customers in each run. By hand, more: `WORKERS_CUSTOMERS=200 WORKERS_SPEED=10 pytest -s tests/distributed/...`
+Each run has few customers. For a larger run: `WORKERS_CUSTOMERS=200 WORKERS_SPEED=10 pytest -s tests/distributed/...`
 """
 
 import asyncio
@@ -26,9 +26,9 @@ SPEED = float(os.environ.get("WORKERS_SPEED", "20"))
 HEARTBEAT = 4
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs POSIX signals, and /proc"),
-    pytest.mark.timeout(900 if CUSTOMERS > 50 else 300),  # a machine may be busy
+    pytest.mark.timeout(900 if CUSTOMERS > 50 else 300),  # the machine may be busy
 ]
-CLEAN = (
+FAULTS = (
     "lost_companies",
     "over_the_limit",
     "duplicate_imports",
@@ -42,7 +42,7 @@ CLEAN = (
 
 
 class Servers:
-    """A Redis and a PostgreSQL that a test may break."""
+    """A Redis and a PostgreSQL that a test may stop."""
 
     def __init__(self, redis: RedisServer, postgres: PostgresServer) -> None:
         self.redis, self.postgres = redis, postgres
@@ -75,21 +75,21 @@ async def farm(servers: Servers, folder: Path, prefix: str, *, window: str = "")
 async def migrate(
     servers: Servers,
     farm: Farm,
-    trouble: Callable[[], Awaitable[None]] | None = None,
+    disturb: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, float]:
-    """Have all customers migrated during the trouble, and return the ledger's verdict.
+    """Migrate all customers while `disturb` runs, and return the verdict of the ledger.
 
     A customer may end as `unknown` only if the ledger has a company for it whose id no worker could record.
     """
     async with MigrationQueue(servers.redis.url, name=farm.name, heartbeat=HEARTBEAT) as queue:
-        troubling = asyncio.ensure_future(trouble()) if trouble else None
+        disturbing = asyncio.ensure_future(disturb()) if disturb else None
         try:
             specs = customers(farm.folder / "in", CUSTOMERS)
             outcomes = [outcome async for outcome in queue.run(specs)]
         finally:
-            if troubling is not None:
-                troubling.cancel()
-                await asyncio.gather(troubling, return_exceptions=True)
+            if disturbing is not None:
+                disturbing.cancel()
+                await asyncio.gather(disturbing, return_exceptions=True)
     unknown = [outcome for outcome in outcomes if isinstance(outcome, Unknown)]
     assert {type(outcome) for outcome in outcomes} <= {Delivered, Unknown}, farm.log()[-5000:]
     assert all(outcome.error.startswith("POST /companies: ") for outcome in unknown)
@@ -97,41 +97,41 @@ async def migrate(
     assert len(list((farm.folder / "out").glob("*/Contacts.csv"))) == CUSTOMERS - len(unknown)
     verdict = await asyncio.to_thread(farm.verdict)
     assert len(unknown) == verdict["lost_companies"], (unknown, farm.log()[-5000:])
-    print(verdict, len(unknown), "unknown")  # noqa: T201 - the figures of a run by hand
+    print(verdict, len(unknown), "unknown")  # noqa: T201 - figures for a manual run
     return verdict
 
 
-async def begun(farm: Farm) -> None:
-    """Wait until the work has begun."""
+async def until_begun(farm: Farm) -> None:
+    """Wait until the simulator has got some requests."""
     while (await asyncio.to_thread(farm.verdict))["requests"] < CUSTOMERS / 4:  # noqa: ASYNC110 - another process
         await asyncio.sleep(0.2)
 
 
-def sins(verdict: dict[str, float], *, but: tuple[str, ...] = ()) -> dict[str, float]:
-    return {name: verdict[name] for name in CLEAN if verdict[name] and name not in but}
+def faults(verdict: dict[str, float], *, except_for: tuple[str, ...] = ()) -> dict[str, float]:
+    return {name: verdict[name] for name in FAULTS if verdict[name] and name not in except_for}
 
 
-async def test_four_workers_with_clocks_an_hour_apart_are_as_one(
+async def test_four_workers_with_clocks_hours_apart_cause_no_fault(
     servers: Servers, tmp_path: Path, prefix: str
 ) -> None:
     async with farm(servers, tmp_path, prefix) as workers:
         workers.start(4, clocks_off=[-3600.0, 0.0, 3600.0, 7200.0])
-        assert sins(await migrate(servers, workers)) == {}
+        assert faults(await migrate(servers, workers)) == {}
         assert await asyncio.to_thread(workers.stop) == [0, 0, 0, 0]
 
 
-async def test_workers_that_are_killed_and_paused_lose_and_double_nothing(
+async def test_killed_and_paused_workers_lose_and_duplicate_nothing(
     servers: Servers, tmp_path: Path, prefix: str
 ) -> None:
     rng = Random(4)
 
-    async def trouble() -> None:
-        await begun(workers)
+    async def disturb() -> None:
+        await until_begun(workers)
         paused = workers.workers[0]
-        paused.send_signal(signal.SIGSTOP)  # past its lease, in the journal and in the queue
+        paused.send_signal(signal.SIGSTOP)  # until its leases in the journal and in the queue have expired
         for _ in range(3):
             await asyncio.sleep(rng.uniform(0.0, 0.3))
-            workers.pause_simulator()  # the killed worker has requests in flight, whatever the machine's load
+            workers.pause_simulator()  # so that the killed worker has requests in flight
             await asyncio.sleep(0.3)
             await asyncio.to_thread(workers.kill, rng.randrange(1, 4))
             workers.resume_simulator()
@@ -141,13 +141,13 @@ async def test_workers_that_are_killed_and_paused_lose_and_double_nothing(
 
     async with farm(servers, tmp_path, prefix) as workers:
         workers.start(4)
-        verdict = await migrate(servers, workers, trouble)
-        # The paused worker may read a run that another one has read, and a successor of a dead worker does not know
-        # when that worker read last.
-        assert sins(verdict, but=("lost_companies", "hasty_polls", "polls_after_the_end")) == {}
+        verdict = await migrate(servers, workers, disturb)
+        # The paused worker may read a run that another worker has just read. The successor of a dead worker does not
+        # know when that worker last read the run.
+        assert faults(verdict, except_for=("lost_companies", "hasty_polls", "polls_after_the_end")) == {}
 
 
-async def test_servers_that_restart_and_a_window_that_is_cut_off_stop_nothing(
+async def test_work_continues_when_servers_restart_and_the_window_is_disconnected(
     servers: Servers, tmp_path: Path, prefix: str
 ) -> None:
     async with (
@@ -155,8 +155,8 @@ async def test_servers_that_restart_and_a_window_that_is_cut_off_stop_nothing(
         farm(servers, tmp_path, prefix, window=proxy.url) as workers,
     ):
 
-        async def trouble() -> None:
-            await begun(workers)
+        async def disturb() -> None:
+            await until_begun(workers)
             proxy.open.clear()
             await asyncio.sleep(1.0)
             await asyncio.to_thread(servers.postgres.stop)
@@ -169,16 +169,16 @@ async def test_servers_that_restart_and_a_window_that_is_cut_off_stop_nothing(
             await asyncio.to_thread(servers.redis.start)
 
         workers.start(4)
-        verdict = await migrate(servers, workers, trouble)
-        assert sins(verdict, but=("over_the_limit", "hasty_polls", "polls_after_the_end")) == {}
+        verdict = await migrate(servers, workers, disturb)
+        assert faults(verdict, except_for=("over_the_limit", "hasty_polls", "polls_after_the_end")) == {}
         assert verdict["over_the_limit"] <= 10 + CUSTOMERS / 10
 
 
-async def test_a_redis_that_is_emptied_three_times_in_two_seconds_stops_nothing(
+async def test_work_continues_when_redis_is_emptied_three_times_in_two_seconds(
     servers: Servers, tmp_path: Path, prefix: str
 ) -> None:
-    async def trouble() -> None:
-        await begun(workers)
+    async def disturb() -> None:
+        await until_begun(workers)
         with redis.Redis.from_url(servers.redis.url) as client:
             for _ in range(3):
                 client.flushall()
@@ -186,6 +186,6 @@ async def test_a_redis_that_is_emptied_three_times_in_two_seconds_stops_nothing(
 
     async with farm(servers, tmp_path, prefix) as workers:
         workers.start(4)
-        verdict = await migrate(servers, workers, trouble)
-        # A task that goes on for another may read a run that the other has read a moment ago.
-        assert sins(verdict, but=("hasty_polls", "polls_after_the_end")) == {}
+        verdict = await migrate(servers, workers, disturb)
+        # A task that takes over a customer may read a run that the previous task has just read.
+        assert faults(verdict, except_for=("hasty_polls", "polls_after_the_end")) == {}
