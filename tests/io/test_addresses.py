@@ -1,4 +1,4 @@
-"""Where requests go: base URLs in every spelling, and proxies as the environment names them."""
+"""Base URLs in every accepted spelling, and proxies from environment variables."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spelling", "meant"),
+    ("spelling", "normalized"),
     [
         ("https://api.example.org/api/v1", "https://api.example.org/api/v1"),
         ("https://api.example.org/api/v1//", "https://api.example.org/api/v1"),
@@ -46,12 +46,12 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("by_variable", [False, True])
-def test_a_base_url_is_understood_in_every_spelling(
-    spelling: str, meant: str, by_variable: bool, monkeypatch: pytest.MonkeyPatch
+def test_each_spelling_of_a_base_url_is_normalized(
+    spelling: str, normalized: str, by_variable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_variable:
         monkeypatch.setenv("VERN_BASE_URL", spelling)
-    assert Session(KEY, None if by_variable else spelling).base_url == meant
+    assert Session(KEY, None if by_variable else spelling).base_url == normalized
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_base_url_is_understood_in_every_spelling(
     ],
 )
 @pytest.mark.parametrize("by_variable", [False, True])
-def test_a_base_url_that_cannot_be_meant_is_refused_by_name(
+def test_an_invalid_base_url_is_refused_and_the_error_names_its_source(
     url: str, by_variable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_variable:
@@ -102,7 +102,7 @@ def test_a_base_url_that_cannot_be_meant_is_refused_by_name(
 
 @asynccontextmanager
 async def proxy() -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A proxy that notes each request's head and refuses it."""
+    """Run a proxy that records the head of each request and refuses it."""
     heads: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -116,7 +116,7 @@ async def proxy() -> AsyncIterator[tuple[str, list[bytes]]]:
 
 
 async def ask(url: str = "https://api.example.invalid/sources") -> Lost:
-    """Return why the request failed: no host of these tests exists."""
+    """Send a request to a host that does not exist, and return the error."""
     transport = AiohttpTransport()
     try:
         with pytest.raises(Lost) as lost:
@@ -129,7 +129,7 @@ async def ask(url: str = "https://api.example.invalid/sources") -> Lost:
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("spelling", ["{}", "http://{}", "HTTP://{}/", " {} "])
-async def test_a_proxy_is_used_as_the_environment_names_it(
+async def test_a_proxy_is_read_from_each_environment_variable(
     name: str, spelling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with proxy() as (address, heads):
@@ -156,7 +156,7 @@ async def test_a_proxy_is_used_as_the_environment_names_it(
         ("10.0.0.0/8", True),
     ],
 )
-async def test_no_proxy_names_the_hosts_that_are_asked_directly(
+async def test_requests_to_hosts_in_no_proxy_do_not_use_the_proxy(
     exceptions: str, is_used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with proxy() as (address, heads):
@@ -180,7 +180,7 @@ async def test_no_proxy_names_the_hosts_that_are_asked_directly(
         ("", "[::1]", False),
     ],
 )
-def test_no_proxy_understands_addresses(
+def test_no_proxy_accepts_ip_addresses_and_networks(
     exceptions: str, host: str, is_used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "proxy.invalid:3128")
@@ -188,7 +188,7 @@ def test_no_proxy_understands_addresses(
     assert (AiohttpTransport().proxy_for(f"https://{host}/api") is not None) is is_used
 
 
-async def test_credentials_in_the_url_of_a_proxy_are_sent_to_it_and_shown_nowhere(
+async def test_credentials_in_the_url_of_a_proxy_are_sent_to_it_and_are_in_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with proxy() as (address, heads):
@@ -222,7 +222,7 @@ async def test_credentials_in_the_url_of_a_proxy_are_sent_to_it_and_shown_nowher
     ],
 )
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "all_proxy"])
-def test_a_proxy_that_cannot_be_used_is_refused_before_the_first_request(
+def test_an_invalid_proxy_is_refused_before_the_first_request(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -258,12 +258,12 @@ async def test_no_credentials_are_taken_from_a_netrc_file(
         monkeypatch.setenv("HOME", str(tmp_path))
     seen: list[str | None] = []
 
-    async def note(request: web.Request) -> web.Response:
+    async def record(request: web.Request) -> web.Response:
         seen.append(request.headers.get("Authorization"))
         return web.json_response({"sources": []})
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", note)
+    app.router.add_route("*", "/{path:.*}", record)
     transport = AiohttpTransport()
     async with TestServer(app) as server:
         url = str(server.make_url("/sources"))
@@ -274,7 +274,7 @@ async def test_no_credentials_are_taken_from_a_netrc_file(
             pass
     await transport.aclose()
     assert seen[:3] == [None] * 3
-    assert seen[3] is not None  # the file is one that aiohttp would use
+    assert seen[3] is not None  # aiohttp itself would use the file
     async with proxy() as (address, heads):
         monkeypatch.setenv("HTTPS_PROXY", address)
         await ask()
@@ -295,7 +295,7 @@ async def test_a_proxy_for_plain_http_gets_its_credentials_with_the_request(
     assert base64.b64encode(b"user:secret") in heads[0]
 
 
-async def test_a_session_asks_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_sends_its_requests_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxy() as (address, heads):
         monkeypatch.setenv("HTTPS_PROXY", f"user:secret@{address}")
         async with Session(KEY, "https://api.example.invalid/api", retry=RetryPolicy(attempts=1)) as session:

@@ -1,4 +1,4 @@
-"""Requests that charge several budgets, against servers that count each budget in their own way."""
+"""Requests that charge several budgets, against servers that count each budget separately."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from asyncmig.events import Events, RunSlotsBlocked, RunSlotsChanged
 
 
 @pytest.mark.looptime
-async def test_a_waiter_for_the_hourly_budget_holds_nothing_of_the_other() -> None:
+async def test_a_request_that_waits_for_an_hourly_budget_takes_no_slot_of_the_other_budget() -> None:
     gates = budgets(reads=(2, 60.0), create=(1, HOUR))
     both = joined_gate([gates["create"], gates["reads"]])
     await use(both)
@@ -33,23 +33,23 @@ async def test_a_waiter_for_the_hourly_budget_holds_nothing_of_the_other() -> No
 
 
 @pytest.mark.looptime
-async def test_requests_for_one_budget_cannot_overtake_a_set_for_ever() -> None:
+async def test_requests_for_one_budget_do_not_starve_a_request_for_several_budgets() -> None:
     gates = budgets(reads=(3, 60.0), writes=(3, 60.0))
     both, done = joined_gate(list(gates.values())), asyncio.Event()
 
-    async def crowd(gate: Gate) -> None:
+    async def send_repeatedly(gate: Gate) -> None:
         while not done.is_set():
             await use(gate, seconds=3.0)
 
-    crowds = [asyncio.create_task(crowd(gate)) for gate in gates.values() for _ in range(8)]
+    senders = [asyncio.create_task(send_repeatedly(gate)) for gate in gates.values() for _ in range(8)]
     await asyncio.sleep(100.0)
-    assert await use(both) < 260.0  # 17 requests came before it
+    assert await use(both) < 260.0  # 17 requests were sent before it
     done.set()
-    await asyncio.gather(*crowds)
+    await asyncio.gather(*senders)
 
 
 @pytest.mark.looptime
-async def test_lanes_orders_and_ranks_hold_across_sets() -> None:
+async def test_lane_order_and_rank_decide_the_sequence_across_budget_sets() -> None:
     gates = budgets(agent=(1, 60.0), generate=(1, 60.0))
     generate = joined_gate([gates["agent"], gates["generate"]])
     order: list[str] = []
@@ -74,7 +74,7 @@ async def test_lanes_orders_and_ranks_hold_across_sets() -> None:
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("first", [0, 1])
-async def test_execute_goes_before_generate_where_both_budgets_are_free_at_one_time(first: int) -> None:
+async def test_execute_goes_before_generate_when_both_budgets_become_free_at_once(first: int) -> None:
     gates, runs = budgets(generate=(1, 60.0), agent=(1, 60.0)), RunSlots(3)
     generate = joined_gate(list(gates.values()), runs=runs)
     execute = joined_gate([gates["agent"]], runs=runs)
@@ -95,7 +95,7 @@ async def test_execute_goes_before_generate_where_both_budgets_are_free_at_one_t
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("at", [5.0, 60.14, 60.15, 60.16, 60.2])
-async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
+async def test_a_cancelled_request_returns_all_its_slots(at: float) -> None:
     gates = budgets(a=(1, 60.0), b=(1, 60.0))
     both = joined_gate(list(gates.values()))
     await use(both)
@@ -108,7 +108,7 @@ async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
 
 
 @pytest.mark.looptime
-async def test_a_wait_is_estimated_refused_and_closed() -> None:
+async def test_a_wait_for_several_budgets_can_be_estimated_refused_and_closed() -> None:
     gates = budgets(agent=(5, HOUR), generate=(1, HOUR))
     both = joined_gate(list(gates.values()))
     await use(both)
@@ -127,8 +127,8 @@ async def test_a_wait_is_estimated_refused_and_closed() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
-def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) -> None:
-    """An independent count per budget, over sets of them, both windows, and headers present, absent or wrong."""
+def test_no_window_of_any_budget_contains_more_requests_than_its_limit(data: st.DataObject) -> None:
+    """Count the requests of each budget independently, for any sets, windows and rate limit headers."""
     seed = data.draw(st.integers(0, 10**6))
     phase = data.draw(st.sampled_from([None, 0.0, 17.0, 1800.0]))
     show = data.draw(st.sampled_from([lambda headers, _: headers, lambda headers, _: None, wrong]))
@@ -160,7 +160,9 @@ def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) 
 
 @pytest.mark.parametrize("phase", [None, 0.0, 1000.0])
 @pytest.mark.parametrize("count_rejects", [False, True])
-def test_who_believes_too_much_is_refused_once_in_a_window(phase: float | None, count_rejects: bool) -> None:
+def test_a_client_with_too_high_limits_is_refused_once_per_window(
+    phase: float | None, count_rejects: bool
+) -> None:
     if phase is None and count_rejects:
         pytest.skip("a sliding window that counts refused requests has no reset to wait for")
 
@@ -179,7 +181,7 @@ def test_who_believes_too_much_is_refused_once_in_a_window(phase: float | None, 
 
 
 @pytest.mark.looptime
-async def test_a_429_that_no_header_explains_holds_only_the_requests_of_its_set() -> None:
+async def test_a_429_without_headers_holds_only_requests_for_the_same_budgets() -> None:
     gates = budgets(agent=(5, HOUR), generate=(5, HOUR))
     both = joined_gate(list(gates.values()))
     await use(both, status=429)
@@ -191,9 +193,7 @@ async def test_a_429_that_no_header_explains_holds_only_the_requests_of_its_set(
 
 @pytest.mark.looptime
 @pytest.mark.parametrize(("retry_after", "until"), [(600.0, 600.1), (10_000.0, HOUR), (None, HOUR)])
-async def test_a_429_holds_a_long_window_and_nothing_is_probed(
-    retry_after: float | None, until: float
-) -> None:
+async def test_a_429_holds_a_long_window_without_a_probe(retry_after: float | None, until: float) -> None:
     gate = Gate(limit=5, window=HOUR, rng=Random(1))
     await use(gate)
     async with gate.slot() as slot:
@@ -208,27 +208,27 @@ class TestRunSlots:
         return joined_gate([Gate(limit=100, window=60.0, name="agent", rng=Random(1))], runs=runs), runs
 
     @pytest.mark.looptime
-    async def test_a_run_keeps_its_slot_until_it_has_left(self) -> None:
+    async def test_a_run_keeps_its_slot_until_it_ends(self) -> None:
         gate, runs = self.starts()
         for name in "abc":
             await use(gate, run=name)
         waiting = asyncio.create_task(use(gate, run="d"))
         await asyncio.sleep(HOUR)
         assert not waiting.done()
-        await use(gate, run="b")  # its slot is taken already
+        await use(gate, run="b")  # this run has a slot already
         runs.left("b")
         assert await waiting == pytest.approx(HOUR, abs=1.0)
         assert set(runs.statistics().runs) == {"a", "c", "d"}
 
     @pytest.mark.looptime
     @pytest.mark.parametrize(("status", "taken"), [(201, True), (500, True), (409, False), (429, False)])
-    async def test_a_start_that_was_refused_takes_no_slot(self, status: int, taken: bool) -> None:
+    async def test_only_a_refused_start_takes_no_run_slot(self, status: int, taken: bool) -> None:
         gate, runs = self.starts(1)
         await use(gate, run="a", status=status)
         assert runs.statistics().runs == (("a",) if taken else ())
 
     @pytest.mark.looptime
-    async def test_a_waiter_holds_no_slot_of_a_budget(self) -> None:
+    async def test_a_start_that_waits_for_a_run_slot_takes_no_slot_of_a_budget(self) -> None:
         budget, runs = Gate(limit=1, window=60.0, name="agent", rng=Random(1)), RunSlots(1)
         starts = joined_gate([budget], runs=runs)
         runs.seen("from the journal")
@@ -239,7 +239,7 @@ class TestRunSlots:
         assert await waiting == pytest.approx(61.15, abs=0.1)
 
     @pytest.mark.looptime
-    async def test_after_a_429_the_next_tries_are_those_of_the_contract(self) -> None:
+    async def test_the_pauses_after_429s_are_those_of_the_contract(self) -> None:
         gate, runs, at = *self.starts(), []
         for _ in range(6):
             async with gate.slot(run="a") as slot:
@@ -250,7 +250,7 @@ class TestRunSlots:
         assert runs.statistics().refused == 6
 
     @pytest.mark.looptime
-    async def test_one_of_ours_that_leaves_allows_a_try_at_once(self) -> None:
+    async def test_the_end_of_an_own_run_allows_a_start_at_once(self) -> None:
         gate, runs = self.starts()
         await use(gate, run="ours")
         async with gate.slot(run="a") as slot:
@@ -264,8 +264,10 @@ class TestRunSlots:
 
 
 @pytest.mark.parametrize("phase", [None, 0.0, 1234.0])
-def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows(phase: float | None) -> None:
-    """Each customer is created, generated, answered now and then, and executed; a run takes 10 to 50 minutes."""
+def test_a_fleet_of_thirty_takes_at_most_2_percent_longer_than_the_hourly_budget_needs(
+    phase: float | None,
+) -> None:
+    """Each customer is created, polled, generated and executed. A run takes 10 to 50 minutes."""
 
     async def main() -> tuple[float, Client, int]:
         server = Server(DOCUMENTED, phase=phase)
@@ -302,14 +304,14 @@ def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows(phase
 
 
 class Person:
-    """Answers the questions of a run some day; until then, the run stays blocked."""
+    """A person who answers the questions of a run at `answers_at`. Until then, the run stays blocked."""
 
     def __init__(self, runs: RunSlots, run: str, *, answers_at: float = float("inf")) -> None:
         self.runs, self.run, self.answers_at = runs, run, answers_at
-        self.looks: list[float] = []
+        self.checks: list[float] = []
 
-    async def look(self) -> None:
-        self.looks.append(now())
+    async def check(self) -> None:
+        self.checks.append(now())
         if now() >= self.answers_at:
             self.runs.left(self.run)
         else:
@@ -317,21 +319,23 @@ class Person:
 
 
 @pytest.mark.looptime
-async def test_events_report_the_run_slots_and_a_wait_is_named() -> None:
-    told: list[RunSlotsChanged] = []
+async def test_events_report_the_run_slots_and_the_gate_names_its_longest_wait() -> None:
+    changes: list[RunSlotsChanged] = []
     events = Events()
     runs = RunSlots(1, events=events)
     gate = joined_gate([Gate(limit=1, window=HOUR, name="agent", rng=Random(1))], runs=runs)
-    with events.subscribe(lambda event: told.append(event) if isinstance(event, RunSlotsChanged) else None):
+    with events.subscribe(
+        lambda event: changes.append(event) if isinstance(event, RunSlotsChanged) else None
+    ):
         await use(gate, run="a")
         assert gate.longest_wait() == ("runs", float("inf"))
         waiting = asyncio.create_task(use(gate, run="b"))
         await asyncio.sleep(1.0)
-        runs.waits_for_person("a", Person(runs, "a").look)
+        runs.waits_for_person("a", Person(runs, "a").check)
         runs.left("a")
-        assert gate.longest_wait() == ("agent", pytest.approx(2 * HOUR, abs=2.0))  # another one goes first
+        assert gate.longest_wait() == ("agent", pytest.approx(2 * HOUR, abs=2.0))  # another start goes first
         await waiting
-    numbers = [(each.in_progress, each.waits_for_person, each.waiting) for each in told]
+    numbers = [(each.in_progress, each.waits_for_person, each.waiting) for each in changes]
     assert numbers == [(0, 0, 1), (1, 0, 1), (1, 0, 0), (1, 0, 1), (1, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)]
     assert runs.statistics().was_used
     await runs.aclose()
@@ -339,14 +343,14 @@ async def test_events_report_the_run_slots_and_a_wait_is_named() -> None:
 
 class TestRunsThatWaitForAPerson:
     @pytest.fixture
-    def told(self) -> list[RunSlotsBlocked]:
+    def blocked(self) -> list[RunSlotsBlocked]:
         return []
 
     @pytest.fixture
-    def runs(self, told: list[RunSlotsBlocked]) -> Iterator[RunSlots]:
+    def runs(self, blocked: list[RunSlotsBlocked]) -> Iterator[RunSlots]:
         events = Events()
         with events.subscribe(
-            lambda event: told.append(event) if isinstance(event, RunSlotsBlocked) else None
+            lambda event: blocked.append(event) if isinstance(event, RunSlotsBlocked) else None
         ):
             yield RunSlots(2, events=events)
 
@@ -355,56 +359,56 @@ class TestRunsThatWaitForAPerson:
         return joined_gate([Gate(limit=100, name="agent", rng=Random(1))], runs=runs)
 
     @pytest.mark.looptime
-    async def test_a_start_waits_until_a_look_shows_that_one_was_answered(
-        self, gate: Gate, runs: RunSlots, told: list[RunSlotsBlocked]
+    async def test_a_start_waits_until_a_check_finds_an_answered_run(
+        self, gate: Gate, runs: RunSlots, blocked: list[RunSlotsBlocked]
     ) -> None:
         people = [Person(runs, "a"), Person(runs, "b", answers_at=400.0)]
         for person in people:
             runs.seen(person.run, is_blocked=True)
-            runs.waits_for_person(person.run, person.look)
+            runs.waits_for_person(person.run, person.check)
         waiting = asyncio.create_task(use(gate, run="c"))
         await asyncio.sleep(1.0)
         assert runs.statistics().waits_for_person == ("a", "b")
-        assert [event.runs for event in told] == [("a", "b")]
+        assert [event.runs for event in blocked] == [("a", "b")]
         assert await waiting == pytest.approx(480.0)
-        assert people[0].looks == [60.0, 180.0, 480.0]
+        assert people[0].checks == [60.0, 180.0, 480.0]
         assert runs.statistics().waits_for_person == ("a",)
         await asyncio.sleep(HOUR)
-        assert len(people[0].looks) <= 4  # nothing waits any more
+        assert len(people[0].checks) <= 4  # no start waits
         await runs.aclose()
 
     @pytest.mark.looptime
-    async def test_who_gives_up_is_told_which_runs_are_in_the_way(
-        self, gate: Gate, runs: RunSlots, told: list[RunSlotsBlocked]
+    async def test_the_error_of_a_start_that_gives_up_lists_the_blocking_runs(
+        self, gate: Gate, runs: RunSlots, blocked: list[RunSlotsBlocked]
     ) -> None:
         runs.gives_up = True
         runs.seen("a", is_blocked=True)
-        runs.waits_for_person("a", Person(runs, "a").look)
+        runs.waits_for_person("a", Person(runs, "a").check)
         runs.seen("b")
         waiting = asyncio.create_task(use(gate, run="c"))
         await asyncio.sleep(1.0)
-        assert not waiting.done()  # one run can still leave
-        runs.waits_for_person("b", Person(runs, "b").look)
+        assert not waiting.done()  # the run b can still end
+        runs.waits_for_person("b", Person(runs, "b").check)
         with pytest.raises(NoRunSlot) as caught:
             await waiting
         assert caught.value.runs == ("a", "b")
         with pytest.raises(NoRunSlot):
             await use(gate, run="d")
-        assert len(told) == 1
-        await use(gate, run="a")  # its slot is its own
+        assert len(blocked) == 1
+        await use(gate, run="a")  # the run a has a slot already
         assert gate.statistics().waiting["WORK"] == 0
         runs.left("b")
         await use(gate, run="e")
         await runs.aclose()
 
     @pytest.mark.looptime
-    async def test_runs_of_others_may_leave_so_nobody_gives_up(
-        self, gate: Gate, runs: RunSlots, told: list[RunSlotsBlocked]
+    async def test_a_start_does_not_give_up_while_runs_of_other_clients_may_end(
+        self, gate: Gate, runs: RunSlots, blocked: list[RunSlotsBlocked]
     ) -> None:
         runs.gives_up = True
-        runs.waits_for_person("a", Person(runs, "a").look)
+        runs.waits_for_person("a", Person(runs, "a").check)
         async with gate.slot(run="b") as slot:
             slot.too_many_runs(retry_after=None, listed=2)
         assert await use(gate, run="b") == pytest.approx(60.0)
-        assert told == []
+        assert blocked == []
         await runs.aclose()

@@ -1,4 +1,4 @@
-"""The line before a budget: order, cancellation, close; nobody stranded, no slot lost."""
+"""The queue of a gate: order, cancellation and closing. Each caller gets a slot, and no slot is lost."""
 
 import asyncio
 import gc
@@ -46,7 +46,7 @@ async def test_a_slot_is_free_a_window_after_its_answer() -> None:
     assert await use(gate) == pytest.approx(65.05)
 
 
-async def test_a_slot_that_was_never_answered_is_free_a_window_after_it_was_given_up() -> None:
+async def test_an_unanswered_slot_is_free_a_window_after_its_block_ended() -> None:
     gate = Gate(limit=1, rng=Random(1))
 
     async def fail() -> None:
@@ -59,7 +59,7 @@ async def test_a_slot_that_was_never_answered_is_free_a_window_after_it_was_give
     assert await use(gate) == pytest.approx(90.05)
 
 
-async def test_a_slot_that_was_not_used_is_free_at_once() -> None:
+async def test_an_unsent_slot_is_free_at_once() -> None:
     gate = Gate(limit=1, rng=Random(1))
     async with gate.slot() as slot:
         slot.unsent()
@@ -67,7 +67,7 @@ async def test_a_slot_that_was_not_used_is_free_at_once() -> None:
     assert await use(gate) == pytest.approx(0.02)
 
 
-async def test_lanes_go_strictly_before_one_another_but_for_every_twentieth() -> None:
+async def test_lanes_have_strict_priority_except_for_every_twentieth_grant() -> None:
     gate = Gate(limit=1, window=1.0, rng=Random(1))
     order: list[str] = []
 
@@ -86,7 +86,7 @@ async def test_lanes_go_strictly_before_one_another_but_for_every_twentieth() ->
     assert order.index("POLL", 19) == 38
 
 
-async def test_a_lower_rank_goes_first_and_a_rank_is_first_come_first_served() -> None:
+async def test_a_lower_rank_goes_first_and_equal_ranks_are_first_come_first_served() -> None:
     gate = Gate(limit=1, window=1.0, rng=Random(1))
     order: list[tuple[float, int]] = []
 
@@ -101,7 +101,7 @@ async def test_a_lower_rank_goes_first_and_a_rank_is_first_come_first_served() -
     assert order == [(-9.0, 3), (-5.0, 1), (-5.0, 4), (0.0, 0), (0.0, 2)]
 
 
-async def test_a_refused_request_takes_its_old_place() -> None:
+async def test_a_refused_request_keeps_its_place_in_the_queue() -> None:
     gate = Gate(limit=5, window=10.0, rng=Random(1))
     async with gate.slot() as refused:
         refused.answered(429)
@@ -112,7 +112,7 @@ async def test_a_refused_request_takes_its_old_place() -> None:
 
 
 @pytest.mark.parametrize("granted_first", [False, True])
-async def test_a_cancelled_waiter_costs_nobody_a_window(granted_first: bool) -> None:
+async def test_a_cancelled_waiter_does_not_delay_the_next_one(granted_first: bool) -> None:
     gate, loop = Gate(limit=1, rng=Random(1)), asyncio.get_running_loop()
     await use(gate)
     first, second = asyncio.create_task(use(gate)), asyncio.create_task(use(gate))
@@ -123,7 +123,7 @@ async def test_a_cancelled_waiter_costs_nobody_a_window(granted_first: bool) -> 
     assert not tasks()
 
 
-async def test_a_cancelled_holder_gives_its_slot_back_after_a_window() -> None:
+async def test_the_slot_of_a_cancelled_holder_is_free_after_a_window() -> None:
     gate = Gate(limit=1, rng=Random(1))
     holder = asyncio.create_task(use(gate, seconds=100.0))
     await asyncio.sleep(10.0)
@@ -132,7 +132,7 @@ async def test_a_cancelled_holder_gives_its_slot_back_after_a_window() -> None:
 
 
 @pytest.mark.parametrize("when", [0.5, 1.5, 2.2, 3.0, 9.0])
-async def test_cancelled_during_a_hold_or_as_the_probe_it_strands_nobody(when: float) -> None:
+async def test_a_caller_that_is_cancelled_during_a_hold_or_a_probe_does_not_block_others(when: float) -> None:
     gate = Gate(limit=10, rng=Random(1))
     async with gate.slot() as slot:
         slot.answered(429)
@@ -146,7 +146,7 @@ async def test_cancelled_during_a_hold_or_as_the_probe_it_strands_nobody(when: f
 
 
 @pytest.mark.parametrize("error", [None, AuthError("GET", "/sources", 401, "revoked")])
-async def test_close_ends_who_waits_and_who_comes(error: AuthError | None) -> None:
+async def test_close_ends_waiting_and_later_calls(error: AuthError | None) -> None:
     gate = Gate(limit=1, rng=Random(1))
     await use(gate)
     waiting = [asyncio.create_task(use(gate)) for _ in range(3)]
@@ -155,7 +155,7 @@ async def test_close_ends_who_waits_and_who_comes(error: AuthError | None) -> No
     kind = AuthError if error else SessionClosed
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(result) for result in results] == [kind] * 3
-    assert len({id(result) for result in results}) == 3  # each has a traceback of its own
+    assert len({id(result) for result in results}) == 3  # each has its own traceback
     with pytest.raises(kind):
         await use(gate)
     await settle()
@@ -184,7 +184,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_before_it_begins() -> No
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 10])
-async def test_the_estimate_of_a_wait_is_about_right(ahead: int) -> None:
+async def test_the_estimate_of_a_wait_is_accurate_to_one_second(ahead: int) -> None:
     gate = Gate(limit=3, rng=Random(1))
     for _ in range(3):
         await use(gate)
@@ -197,7 +197,7 @@ async def test_the_estimate_of_a_wait_is_about_right(ahead: int) -> None:
     await asyncio.gather(*others)
 
 
-async def test_what_another_process_used_counts() -> None:
+async def test_recent_requests_of_another_process_count() -> None:
     gate = Gate(limit=3, recent=[10.0, 0.0, 999.0], rng=Random(1))
     assert gate.recent() == pytest.approx([60.0, 10.0, 0.0])
     assert await use(gate) == pytest.approx(0.05)
@@ -205,7 +205,7 @@ async def test_what_another_process_used_counts() -> None:
     assert gate.statistics().used == 3
 
 
-async def test_retry_after_holds_everybody() -> None:
+async def test_retry_after_holds_all_requests() -> None:
     gate = Gate(rng=Random(1))
     async with gate.slot() as slot:
         slot.answered(429, retry_after=20.0)
@@ -214,9 +214,7 @@ async def test_retry_after_holds_everybody() -> None:
 
 
 @pytest.mark.parametrize(("options", "field"), [({"limit": 0}, "limit"), ({"window": 0.0}, "window")])
-async def test_a_gate_that_would_let_nothing_through_is_refused(
-    options: dict[str, float], field: str
-) -> None:
+async def test_a_limit_or_window_of_zero_is_refused(options: dict[str, float], field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         Gate(**options)  # type: ignore[arg-type]
     assert refused.value.field == field
@@ -224,8 +222,8 @@ async def test_a_gate_that_would_let_nothing_through_is_refused(
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-async def test_no_window_can_hold_more_arrivals_than_the_limit(data: st.DataObject) -> None:
-    """An independent count, over any arrivals, latencies, losses and cancellations."""
+async def test_no_window_can_contain_more_arrivals_than_the_limit(data: st.DataObject) -> None:
+    """Count the arrivals independently, for any latencies, losses and cancellations."""
     limit = data.draw(st.integers(1, 6))
     gate, rng = Gate(limit=limit, window=10.0, rng=Random(1)), Random(data.draw(st.integers(0, 10**6)))
     spans: list[tuple[float, float]] = []
@@ -272,8 +270,8 @@ async def test_no_window_can_hold_more_arrivals_than_the_limit(data: st.DataObje
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("GATE_SEEDS", "20"))))
-def test_a_storm_of_cancellations_slows_nobody(seed: int) -> None:
-    """Half of 2,000 callers give up, wherever they are: the rest is served at the full rate."""
+def test_many_cancellations_do_not_slow_the_other_callers(seed: int) -> None:
+    """Half of 2,000 callers are cancelled at random times. The others are served at the full rate."""
 
     async def main() -> tuple[Load, dict[str, int], set[str]]:
         rng = Random(seed)
@@ -293,8 +291,8 @@ def test_a_storm_of_cancellations_slows_nobody(seed: int) -> None:
     assert not left
 
 
-def test_who_gives_up_in_line_is_forgotten() -> None:
-    """A line that nobody leaves but by giving up keeps no memory of those who did."""
+def test_cancelled_waiters_are_released_from_memory() -> None:
+    """The gate keeps few references to cancelled waiters, even if it grants no slot."""
 
     async def main() -> int:
         gate = Gate(limit=1, rng=Random(1))
@@ -317,7 +315,7 @@ def test_who_gives_up_in_line_is_forgotten() -> None:
     assert run(main()) < 300
 
 
-async def test_a_waiter_that_is_thrown_away_leaves_the_line() -> None:
+async def test_a_closed_coroutine_leaves_the_queue() -> None:
     gate = Gate(limit=1, rng=Random(1))
     await use(gate)
     waiting = use(gate)
@@ -327,11 +325,11 @@ async def test_a_waiter_that_is_thrown_away_leaves_the_line() -> None:
     assert await use(gate) == pytest.approx(60.05)
 
 
-async def test_nothing_is_left_behind_when_nobody_waits() -> None:
+async def test_no_task_remains_when_no_caller_waits() -> None:
     gate = Gate(limit=100, rng=Random(1))
     async with gate.slot() as slot:
         slot.answered(429)
-    await use(gate)  # the probe: accepted, so there is a bucket
+    await use(gate)  # the accepted probe creates a bucket
     bucket = [asyncio.create_task(use(gate)) for _ in range(3)]
     await settle()
     for task in bucket:

@@ -1,4 +1,4 @@
-"""The gate under any order of events, against a model that counts for itself."""
+"""The gate under any order of events, compared with an independent model."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ WINDOW = 10.0
 
 @dataclass(eq=False)
 class Caller:
-    """One who asks for a slot, and holds it until told what became of the request."""
+    """Requests a slot, and holds it until `fate` is set."""
 
     lane: Lane
     rank: float
@@ -26,12 +26,12 @@ class Caller:
     slot: Slot | None = None
     sent: float = 0.0
     fate: asyncio.Future[int | None] = field(default_factory=asyncio.Future)
-    """A status; None: nothing was sent."""
+    """The status of the answer. None: no request was sent."""
     task: asyncio.Task[None] | None = None
 
 
 class GateMachine(RuleBasedStateMachine):
-    """Rules are what callers and servers do; invariants are what no caller may ever see broken."""
+    """Rules are actions of callers and servers. Invariants hold after each action."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class GateMachine(RuleBasedStateMachine):
         self.closed = False
 
     def do(self, seconds: float = 0.0) -> None:
-        """Let time pass, and everybody do what is due."""
+        """Advance the clock, and run all tasks that are due."""
 
         async def pass_time() -> None:
             await asyncio.sleep(seconds)
@@ -78,7 +78,7 @@ class GateMachine(RuleBasedStateMachine):
                     self.spans.append((caller.sent, self.loop.time()))
 
     def _granted(self, caller: Caller) -> None:
-        """Nobody who should have gone first is still in line."""
+        """Check that no waiting caller should have gone first."""
         if caller in self.waiting:
             self.waiting.remove(caller)
         lane_first = [c for c in self.waiting if c.lane == caller.lane]
@@ -97,7 +97,7 @@ class GateMachine(RuleBasedStateMachine):
             caller = Caller(lane, rank, self.numbers, fate=self.loop.create_future())
             self.waiting.append(caller)
             caller.task = self.loop.create_task(self._call(caller))
-            caller.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen
+            caller.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieves it
             self.do()
 
     @precondition(lambda self: self.holding)
@@ -143,8 +143,8 @@ class GateMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.closed)
     @rule()
-    def nobody_waits_for_ever(self) -> None:
-        """Whatever happened: once all is answered, everybody gets a slot."""
+    def every_waiter_gets_a_slot(self) -> None:
+        """When all requests are answered, each waiting caller gets a slot."""
         for caller in self.holding:
             caller.fate.set_result(200)
         deadline = self.loop.time() + 3 * WINDOW * (len(self.waiting) + 2)
@@ -185,16 +185,15 @@ class GateMachine(RuleBasedStateMachine):
         assert waiting == {lane.name: sum(c.lane == lane for c in self.waiting) for lane in Lane}
 
     @invariant()
-    def no_window_holds_too_many(self) -> None:
+    def no_window_exceeds_the_limit(self) -> None:
         open_ = [(c.sent, self.loop.time()) for c in self.holding]
-        probes = (
-            self.refusals
-        )  # each refusal lets one probe go, whatever is taken; and one more if it is lost
+        # Each refusal allows one probe even if no slot is free, and one more if the probe is lost.
+        probes = self.refusals
         if not probes:
             assert most_in_a_window(self.spans + open_, WINDOW) <= self.highest_limit
 
     @invariant()
-    def nobody_sleeps_while_a_slot_is_free(self) -> None:
+    def no_caller_waits_while_a_slot_is_free(self) -> None:
         if not self.waiting or self.closed:
             return
 
@@ -204,7 +203,7 @@ class GateMachine(RuleBasedStateMachine):
 
         if not self.holding and self.loop.run_until_complete(idle()):
             before = self.granted
-            self.do(0.05 if not self.refusals else WINDOW / 2 + 1)  # a bucket that was learnt refills first
+            self.do(0.05 if not self.refusals else WINDOW / 2 + 1)  # a learnt bucket refills first
             assert self.granted > before
 
     def teardown(self) -> None:
@@ -221,4 +220,4 @@ class GateMachine(RuleBasedStateMachine):
 GateMachine.TestCase.settings = settings(
     max_examples=int(os.environ.get("GATE_EXAMPLES", "60")), stateful_step_count=40, deadline=None
 )
-test_the_gate_keeps_its_promises_in_any_order = GateMachine.TestCase
+test_the_invariants_of_the_gate_hold_in_any_order_of_events = GateMachine.TestCase

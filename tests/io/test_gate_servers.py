@@ -1,4 +1,4 @@
-"""The gate against servers that count in ways that nobody documented. With more seeds: `GATE_SEEDS=20 pytest ...`"""
+"""The gate against servers that count requests in different ways. For more seeds: `GATE_SEEDS=20 pytest ...`"""
 
 import asyncio
 import os
@@ -31,17 +31,20 @@ async def _burst(make: Server, count: int, seed: int, **latency: float) -> tuple
 
 
 def burst(make: Server, count: int, seed: int, **latency: float) -> tuple[float, int]:
-    """Make `count` calls at once; return the seconds until the last is done, and the 429s."""
+    """Make `count` calls at once. Return the seconds until the last is done, and the number of 429s."""
     return run(_burst(make, count, seed, **latency))
 
 
-def _least(server: RateLimit) -> RateLimit:
-    """Return the server that the bound is taken from: haste does not pay on a counter; its windows hold as much."""
+def _server_for_bound(server: RateLimit) -> RateLimit:
+    """Return the server whose bound applies.
+
+    Calls as early as possible are not optimal for a sliding counter, and a fixed window accepts as many calls.
+    """
     return FixedWindow(100) if isinstance(server, SlidingCounter) else server
 
 
 def bound(server: RateLimit, count: int) -> float:
-    """Return when the last of `count` calls could be done by one who knows when the server will accept, at once."""
+    """Return the earliest end of `count` calls without latency, for a client that knows when the server accepts."""
     now = 0.0
     while True:
         while server.allow(now):
@@ -53,7 +56,7 @@ def bound(server: RateLimit, count: int) -> float:
 
 @pytest.mark.parametrize("count", [50, 100, 300, 1000])
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_where_the_limit_is_the_documented_one_nothing_is_refused(name: str, count: int) -> None:
+def test_a_server_with_the_documented_limit_refuses_no_request(name: str, count: int) -> None:
     for seed in range(SEEDS):
         took, refused = burst(DOCUMENTED[name], count, seed)
         assert refused == 0
@@ -72,19 +75,20 @@ def test_where_the_limit_is_the_documented_one_nothing_is_refused(name: str, cou
     ],
     ids=["fixed", "sliding", "bucket of 100", "bucket of 10", "true limit 80", "sliding counter"],
 )
-def test_a_thousand_calls_take_little_longer_than_they_must(make: Server, ratio: float) -> None:
+def test_a_thousand_calls_take_little_longer_than_the_bound(make: Server, ratio: float) -> None:
     ratios = [
-        burst(make, 1000, seed)[0] / bound(_least(make(Random(seed))), 1000) for seed in range(2 * SEEDS)
+        burst(make, 1000, seed)[0] / bound(_server_for_bound(make(Random(seed))), 1000)
+        for seed in range(2 * SEEDS)
     ]
     assert mean(ratios) <= ratio
 
 
-def test_a_lone_burst_of_a_hundred_is_done_at_once() -> None:
+def test_a_single_burst_of_a_hundred_calls_does_not_wait() -> None:
     assert max(burst(DOCUMENTED["sliding"], 100, seed)[0] for seed in range(20)) < 3.0
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_slow_and_scattered_answers_change_nothing(name: str) -> None:
+def test_slow_answers_cause_no_refusal(name: str) -> None:
     for seed in range(SEEDS):
         assert burst(DOCUMENTED[name], 500, seed, median=1.0, sigma=1.0)[1] == 0
 
@@ -110,13 +114,13 @@ def test_slow_and_scattered_answers_change_nothing(name: str) -> None:
         "sliding counter",
     ],
 )
-def test_a_server_that_is_stricter_is_learnt(make: Server, most_refused: float) -> None:
+def test_the_gate_learns_a_stricter_limit_with_few_refusals(make: Server, most_refused: float) -> None:
     assert mean(burst(make, 1000, seed)[1] for seed in range(3 * SEEDS)) <= most_refused
 
 
 @pytest.mark.parametrize("count", [50, 100, 300])
 @pytest.mark.parametrize("limit", [20, 50])
-def test_a_server_that_is_much_stricter_is_learnt_too(limit: int, count: int) -> None:
+def test_the_gate_learns_a_much_stricter_limit(limit: int, count: int) -> None:
     for seed in range(SEEDS):
         took, refused = burst(lambda _: SlidingLog(limit, count_rejects=True), count, seed)
         assert refused <= 100
@@ -140,7 +144,7 @@ def test_a_server_that_is_much_stricter_is_learnt_too(limit: int, count: int) ->
         "counter",
     ],
 )
-def test_three_processes_that_do_not_know_of_one_another_all_end(make: Server) -> None:
+def test_three_processes_without_a_shared_window_all_finish(make: Server) -> None:
     async def main(seed: int) -> Load:
         rng = Random(seed)
         load, gates = Load(make(rng), rng), [Gate(rng=Random(f"{seed} {n}")) for n in range(3)]
@@ -154,8 +158,8 @@ def test_three_processes_that_do_not_know_of_one_another_all_end(make: Server) -
         assert load.refused < 250
 
 
-def test_a_budget_by_key_is_one_gate_for_calls_of_all_kinds() -> None:
-    """Bursts, single calls and polls, mixed, on a server that allows what is documented."""
+def test_one_gate_for_calls_of_all_kinds_causes_no_refusal() -> None:
+    """Bursts, single calls and polls share one gate. The server has the documented limit."""
 
     async def main(seed: int) -> int:
         rng = Random(seed)
@@ -176,7 +180,9 @@ def test_a_budget_by_key_is_one_gate_for_calls_of_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("restarted_after", [1.0, 30.0, 59.0])
-def test_a_restart_within_a_window_costs_nothing_where_the_answers_were_kept(restarted_after: float) -> None:
+def test_a_restart_within_a_window_causes_no_refusal_if_recent_answers_are_kept(
+    restarted_after: float,
+) -> None:
     async def main() -> int:
         rng, loop = Random(1), asyncio.get_running_loop()
         load, first = Load(SlidingLog(100, count_rejects=True), rng), Gate(rng=rng)
@@ -191,12 +197,12 @@ def test_a_restart_within_a_window_costs_nothing_where_the_answers_were_kept(res
 
 
 @pytest.mark.looptime
-async def test_a_neighbour_that_leaves_gives_its_share_back() -> None:
+async def test_the_gate_uses_the_share_of_another_client_that_has_finished() -> None:
     rng = Random(5)
     server = SlidingLog(100)
-    load, gate, neighbour = Load(server, rng), Gate(rng=rng), Gate(limit=60, rng=Random(6))
+    load, gate, other = Load(server, rng), Gate(rng=rng), Gate(limit=60, rng=Random(6))
     await asyncio.gather(
-        *(load.call(gate) for _ in range(600)), *(Load(server, rng).call(neighbour) for _ in range(120))
+        *(load.call(gate) for _ in range(600)), *(Load(server, rng).call(other) for _ in range(120))
     )
     load.done_at.clear()
     began = asyncio.get_running_loop().time()
@@ -206,7 +212,7 @@ async def test_a_neighbour_that_leaves_gives_its_share_back() -> None:
 
 
 @pytest.mark.looptime
-async def test_polls_leave_the_budget_to_work_and_are_not_starved() -> None:
+async def test_work_goes_before_polls_and_polls_are_not_starved() -> None:
     rng = Random(7)
     load, gate = Load(SlidingLog(100), rng), Gate(rng=rng)
     at: dict[Lane, list[float]] = {lane: [] for lane in Lane}

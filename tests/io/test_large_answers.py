@@ -1,4 +1,4 @@
-"""Answers of any size, compressed or not, cost a bounded amount of memory, and no time of the event loop."""
+"""Answers of any size, compressed or not, use a bounded amount of memory and do not block the event loop."""
 
 import asyncio
 import gzip
@@ -20,8 +20,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def asking(handler: Handler) -> AsyncIterator[Session]:
-    """Yield a session with a server that answers everything with `handler`."""
+async def session_with(handler: Handler) -> AsyncIterator[Session]:
+    """Yield a session with a server that answers each request with `handler`."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     policy = RetryPolicy(attempts=1)
@@ -45,19 +45,19 @@ def answering(body: bytes, status: int = 200, **headers: str) -> Handler:
 
 
 def sources(size: int) -> bytes:
-    """A documented list of about `size` bytes."""
+    """Return a valid list of sources of about `size` bytes."""
     item = b'{"id":"s1","name":"%b","logo_url":null}' % (b"x" * 1000)
     return b'{"sources":[' + b",".join([item] * (size // len(item))) + b"]}"
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
-async def test_a_bomb_ends_at_the_limit(coding: str) -> None:
+async def test_a_decompression_bomb_is_refused_at_the_size_limit(coding: str) -> None:
     text = b'{"run_id":"r","status":"completed","x":[' + b"[]," * (20 * MIB) + b"[]]}"
     bomb = gzip.compress(text, 9) if coding == "gzip" else zlib.compress(text, 9)
     assert (len(text), len(bomb)) > (60 * MIB, 0)
     assert len(bomb) < 100_000
     del text
-    async with asking(answering(bomb, Content_Encoding=coding)) as session:
+    async with session_with(answering(bomb, Content_Encoding=coding)) as session:
         tracemalloc.start()
         try:
             with pytest.raises(UnknownOutcome, match=f"larger than {4 * MIB} bytes"):
@@ -68,35 +68,35 @@ async def test_a_bomb_ends_at_the_limit(coding: str) -> None:
     assert peak < 16 * MIB
 
 
-async def test_a_list_may_be_larger_than_a_reply_and_is_bounded_too() -> None:
-    async with asking(answering(sources(15 * MIB))) as session:
+async def test_a_list_has_a_higher_size_limit_than_other_replies() -> None:
+    async with session_with(answering(sources(15 * MIB))) as session:
         assert len(await session.companies.sources()) > 10_000
-    async with asking(answering(sources(17 * MIB))) as session:
+    async with session_with(answering(sources(17 * MIB))) as session:
         with pytest.raises(NoAnswer, match=f"larger than {16 * MIB} bytes"):
             await session.companies.sources()
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-async def test_of_an_endless_refusal_only_the_beginning_is_read(compressed: bool) -> None:
+async def test_only_the_beginning_of_an_endless_refusal_is_read(compressed: bool) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=400)
         if compressed:
             response.headers["Content-Encoding"] = "gzip"
         await response.prepare(request)
-        squeeze = zlib.compressobj(wbits=31)
+        compressor = zlib.compressobj(wbits=31)
         while True:
             chunk = b"no such source. " * 10_000
-            await response.write(squeeze.compress(chunk) if compressed else chunk)
+            await response.write(compressor.compress(chunk) if compressed else chunk)
 
-    async with asking(endless) as session:
+    async with session_with(endless) as session:
         with pytest.raises(BadRequest, match="no such source") as refused:
             await session.companies.sources()
     assert len(str(refused.value)) < 500
 
 
-async def test_the_event_loop_goes_on_while_a_bomb_is_inflated() -> None:
+async def test_a_decompression_bomb_does_not_block_the_event_loop() -> None:
     bomb, ticks = gzip.compress(bytes(32 * MIB), 9), 0
-    async with asking(answering(bomb, Content_Encoding="gzip")) as session:
+    async with session_with(answering(bomb, Content_Encoding="gzip")) as session:
         asked = asyncio.ensure_future(session.companies.sources())
         while not asked.done():
             ticks += 1
@@ -106,7 +106,7 @@ async def test_the_event_loop_goes_on_while_a_bomb_is_inflated() -> None:
     assert ticks > 60  # one for each 256 KiB
 
 
-async def test_a_large_body_is_decoded_beside_the_event_loop() -> None:
+async def test_the_decoding_of_a_large_body_does_not_block_the_event_loop() -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -127,20 +127,20 @@ async def test_a_large_body_is_decoded_beside_the_event_loop() -> None:
 @pytest.mark.parametrize(
     "coding", ["br", "zstd", "compress", "gzip, gzip", "gzip, br", "something else", "gzip;q=1"]
 )
-async def test_an_encoding_that_was_not_asked_for_is_named(coding: str) -> None:
-    async with asking(answering(gzip.compress(b'{"sources":[]}'), Content_Encoding=coding)) as session:
+async def test_an_encoding_that_was_not_requested_is_refused(coding: str) -> None:
+    async with session_with(answering(gzip.compress(b'{"sources":[]}'), Content_Encoding=coding)) as session:
         with pytest.raises(NoAnswer, match="which the request did not accept"):
             await session.companies.sources()
 
 
 @pytest.mark.parametrize("coding", ["identity, gzip", "GZIP, identity", " , gzip"])
-async def test_identity_is_no_encoding(coding: str) -> None:
-    async with asking(answering(gzip.compress(sources(5000)), Content_Encoding=coding)) as session:
+async def test_identity_and_empty_encodings_are_ignored(coding: str) -> None:
+    async with session_with(answering(gzip.compress(sources(5000)), Content_Encoding=coding)) as session:
         assert len(await session.companies.sources()) == 4
 
 
 @pytest.mark.parametrize("lines", [["gzip", "gzip"], ["identity", "gzip"]])
-async def test_encodings_may_stand_on_several_lines(lines: list[str]) -> None:
+async def test_encodings_in_several_header_lines_are_combined(lines: list[str]) -> None:
     body = sources(5000)
     for line in lines:
         body = gzip.compress(body) if line == "gzip" else body
@@ -151,7 +151,7 @@ async def test_encodings_may_stand_on_several_lines(lines: list[str]) -> None:
             response.headers.add("Content-Encoding", line)
         return response
 
-    async with asking(handler) as session:
+    async with session_with(handler) as session:
         if lines.count("gzip") == 1:
             assert len(await session.companies.sources()) == 4
         else:
@@ -161,7 +161,7 @@ async def test_encodings_may_stand_on_several_lines(lines: list[str]) -> None:
 
 @asynccontextmanager
 async def raw(head: bytes) -> AsyncIterator[tuple[str, list[int]]]:
-    """A server that answers with these bytes before an empty line and a list without sources."""
+    """Run a server that answers with `head` and an empty list of sources. Yield its URL and its requests."""
     asked: list[int] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -206,7 +206,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
     ],
     ids=lambda head: f"{head[9:30]!r} {len(head)}",
 )
-async def test_headers_that_are_too_large_or_broken_are_retried_and_reported(head: bytes) -> None:
+async def test_a_reply_with_too_large_or_invalid_headers_is_retried_and_reported(head: bytes) -> None:
     async with raw(head) as (url, asked):
         policy = RetryPolicy(attempts=3, floor=0.001, ceiling=0.002)
         async with Session("key-of-a-test", url, retry=policy) as session:
@@ -223,8 +223,8 @@ async def test_large_headers_are_read(head: bytes) -> None:
         assert await session.companies.sources() == ()
 
 
-async def test_a_raw_reply_with_what_is_not_strict_json_is_decoded() -> None:
-    async with asking(
+async def test_a_raw_reply_that_is_not_strict_json_is_decoded() -> None:
+    async with session_with(
         answering(b'{"notes": [1, NaN], "deep": ' + b"[" * 3000 + b"]" * 3000 + b"}")
     ) as session:
         reply = await session.request("GET", "/notes")
@@ -245,8 +245,8 @@ async def test_a_raw_reply_with_what_is_not_strict_json_is_decoded() -> None:
 @pytest.mark.parametrize(
     "body", ['{"upload_url": "URL", "upload_ref": "r"', "<a href='URL'>", "URL", '[{"u": "URL"}]']
 )
-async def test_an_error_about_a_reply_shows_no_url_of_it(body: str, url: str) -> None:
-    async with asking(answering(body.replace("URL", url).encode())) as session:
+async def test_an_error_about_a_reply_shows_no_url_of_its_body(body: str, url: str) -> None:
+    async with session_with(answering(body.replace("URL", url).encode())) as session:
         with pytest.raises(UnexpectedReply) as unexpected:
             await session.companies.open("c1").upload(b"a,b\n1,2\n", name="a.csv")
     assert "HIDDEN" not in f"{unexpected.value!r} {unexpected.value}"

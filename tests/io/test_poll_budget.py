@@ -1,4 +1,4 @@
-"""Polls and the budget that they live on."""
+"""Polls and the learnt size of their budget."""
 
 import asyncio
 from contextlib import aclosing
@@ -12,7 +12,7 @@ from asyncmig._io.poller import Poller
 pytestmark = pytest.mark.looptime
 
 
-async def test_polls_alone_find_a_budget_again_that_a_neighbour_took() -> None:
+async def test_polls_alone_restore_a_budget_that_another_client_has_used() -> None:
     gate = Gate(limit=20)
     async with aclosing(Poller()) as poller:
         waits = [
@@ -20,7 +20,7 @@ async def test_polls_alone_find_a_budget_again_that_a_neighbour_took() -> None:
             for n, server in enumerate([Server((0, "running")) for _ in range(30)])
         ]
         await asyncio.sleep(50.0)
-        for _ in range(2):  # refused twice: somebody else uses the budget, too
+        for _ in range(2):  # two refusals, as if another client used the budget
             async with gate.slot() as slot:
                 slot.answered(429)
         await asyncio.sleep(30.0)

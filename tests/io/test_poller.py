@@ -1,4 +1,4 @@
-"""Waiting for runs, on the virtual loop, with a real gate and hand-written reads."""
+"""Waiting for runs on a virtual loop, with a real gate and simulated reads."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ def watch(poller: Poller, gate: Gate) -> OpenWatch:
 # Ends
 
 
-async def test_an_end_is_noticed_within_the_floor(watch: OpenWatch) -> None:
+async def test_the_end_of_a_run_is_noticed_within_the_floor(watch: OpenWatch) -> None:
     done = await watch(Server((0, "running"), (100, "completed"))).wait()
     assert done.status == "completed"
     assert 100 < now() < 103
@@ -62,10 +62,10 @@ async def test_reads_keep_the_floor_after_the_last_answer(watch: OpenWatch) -> N
     assert server.sent[0] >= 2.0
     for answer, next_read in zip(server.answered, server.sent[1:], strict=False):
         assert next_read >= answer + LIFE.floor(answer) - 1e-6
-    assert server.sent[-1] - server.answered[-2] < 30.5  # and not much longer, with a single run
+    assert server.sent[-1] - server.answered[-2] < 30.5  # a single run is read at little more than the floor
 
 
-async def test_the_end_is_read_once_and_kept(watch: OpenWatch) -> None:
+async def test_a_final_status_is_read_once_and_kept(watch: OpenWatch) -> None:
     server = Server((0, "completed"))
     one = watch(server)
     first = await one.wait()
@@ -76,7 +76,7 @@ async def test_the_end_is_read_once_and_kept(watch: OpenWatch) -> None:
     assert other_tasks() == set()
 
 
-async def test_an_end_read_twice_harms_nobody(watch: OpenWatch) -> None:
+async def test_later_readings_do_not_replace_a_final_status(watch: OpenWatch) -> None:
     server = Server((0, "completed"))
     one = watch(server)
     await one.wait()
@@ -86,7 +86,7 @@ async def test_an_end_read_twice_harms_nobody(watch: OpenWatch) -> None:
     assert [update.status async for update in one.updates()] == ["completed"]
 
 
-async def test_the_same_run_has_the_same_watch_while_anybody_has_it(watch: OpenWatch) -> None:
+async def test_a_run_has_one_watch_while_it_is_referenced(watch: OpenWatch) -> None:
     server = Server((0, "completed"))
     one = watch(server)
     assert watch(server) is one
@@ -97,7 +97,7 @@ async def test_the_same_run_has_the_same_watch_while_anybody_has_it(watch: OpenW
     assert len(server.sent) == 1
 
 
-async def test_all_who_wait_share_the_polls(watch: OpenWatch) -> None:
+async def test_concurrent_waits_share_the_polls(watch: OpenWatch) -> None:
     server = Server((0, "running"), (300, "completed"))
     one = watch(server)
     alone = Server((0, "running"), (300, "completed"))
@@ -106,7 +106,7 @@ async def test_all_who_wait_share_the_polls(watch: OpenWatch) -> None:
     assert len(server.sent) <= len(alone.sent) + 2
 
 
-async def test_nobody_waits_and_nothing_is_polled(watch: OpenWatch) -> None:
+async def test_a_run_is_not_polled_while_no_caller_waits(watch: OpenWatch) -> None:
     server = Server((0, "running"))
     one = watch(server)
     with pytest.raises(TimeoutError):
@@ -119,7 +119,7 @@ async def test_nobody_waits_and_nothing_is_polled(watch: OpenWatch) -> None:
     assert other_tasks() == set()
 
 
-async def test_one_of_many_waiters_is_cancelled(watch: OpenWatch) -> None:
+async def test_the_cancellation_of_one_waiter_does_not_affect_the_others(watch: OpenWatch) -> None:
     server = Server((0, "running"), (60, "completed"))
     one = watch(server)
     waiters = [asyncio.create_task(one.wait()) for _ in range(5)]
@@ -136,7 +136,7 @@ async def test_one_of_many_waiters_is_cancelled(watch: OpenWatch) -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 1.999999, 2.0, 2.05, 2.1, 2.100001])
-async def test_cancelled_at_any_point_it_costs_the_others_nothing(watch: OpenWatch, at: float) -> None:
+async def test_a_cancellation_at_any_point_does_not_delay_other_runs(watch: OpenWatch, at: float) -> None:
     server, other = Server((0, "running")), Server((0, "running"), (50, "completed"))
     waiter = asyncio.create_task(watch(server).wait())
     kept = asyncio.create_task(watch(other, "other").wait())
@@ -148,20 +148,20 @@ async def test_cancelled_at_any_point_it_costs_the_others_nothing(watch: OpenWat
     assert other_tasks() == set()
 
 
-async def test_answers_may_be_slow_and_several_under_way(watch: OpenWatch) -> None:
+async def test_several_slow_polls_are_in_flight_at_once(watch: OpenWatch) -> None:
     servers = [Server((0, "completed"), latency=25.0) for _ in range(20)]
     await asyncio.gather(*(watch(server, f"run {number}").wait() for number, server in enumerate(servers)))
-    assert now() < 2 + 5 * 26  # not 20 times 25 s: a gate that has proved nothing lets four be under way
+    assert now() < 2 + 5 * 26  # not 20 times 25 s: a new gate allows four unanswered polls
     assert all(len(server.sent) == 1 for server in servers)
 
 
-async def test_polls_keep_the_pace_of_the_limit(watch: OpenWatch, gate: Gate) -> None:
+async def test_polls_keep_and_use_the_rate_of_the_limit(watch: OpenWatch, gate: Gate) -> None:
     servers = [Server((0, "running"), (1000, "completed")) for _ in range(100)]
     waits = asyncio.gather(*(watch(server, f"run {n}").wait() for n, server in enumerate(servers)))
     await asyncio.sleep(400)
     sent = sorted(at for server in servers for at in server.sent)
     assert all(later - earlier >= 0.6005 - 1e-6 for earlier, later in pairwise(sent))
-    assert len(sent) >= 0.99 * (400 - 2) / 0.6005  # and the whole of it is used
+    assert len(sent) >= 0.99 * (400 - 2) / 0.6005  # the whole rate is used
     gate.limit = 10
     changed = now()
     await asyncio.sleep(200)
@@ -170,7 +170,7 @@ async def test_polls_keep_the_pace_of_the_limit(watch: OpenWatch, gate: Gate) ->
     waits.cancel()
 
 
-async def test_real_work_goes_first(poller: Poller, watch: OpenWatch) -> None:
+async def test_work_goes_before_polls(poller: Poller, watch: OpenWatch) -> None:
     gate = Gate(limit=20)
     servers = [Server((0, "running")) for _ in range(30)]
     polls = asyncio.gather(*(watch(server, f"run {n}", gate=gate).wait() for n, server in enumerate(servers)))
@@ -185,15 +185,15 @@ async def test_real_work_goes_first(poller: Poller, watch: OpenWatch) -> None:
     done = await asyncio.gather(*(work() for _ in range(60)))
     assert max(done) - started < 4 * 60.5
     polled = sum(started <= at <= max(done) for server in servers for at in server.sent)
-    assert polled <= 60 / 19 + 20  # every 20th grant, besides those that were made before
+    assert polled <= 60 / 19 + 20  # every 20th grant, and polls that were sent before
     polls.cancel()
 
 
-# Troubles
+# Errors
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "error",
     [
         refusal(RateLimited, 429),
         refusal(ServerError, 503),
@@ -202,15 +202,15 @@ async def test_real_work_goes_first(poller: Poller, watch: OpenWatch) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_failed_poll_is_made_again(watch: OpenWatch, trouble: Exception) -> None:
+async def test_a_failed_poll_is_repeated(watch: OpenWatch, error: Exception) -> None:
     server = Server((0, "running"), (30, "completed"))
-    server.troubles = [trouble] * 2
+    server.troubles = [error] * 2
     assert (await watch(server).wait()).status == "completed"
     assert 30 < now() < 40
     assert all(later >= earlier + 2 - 1e-6 for earlier, later in pairwise(server.sent))
 
 
-async def test_a_run_that_can_never_be_read_costs_the_others_nothing(watch: OpenWatch) -> None:
+async def test_runs_that_cannot_be_read_do_not_delay_other_runs(watch: OpenWatch) -> None:
     broken = [Server((0, "running")) for _ in range(20)]
     for server in broken:
         server.troubles = [refusal(ServerError, 500)] * 10_000
@@ -222,7 +222,7 @@ async def test_a_run_that_can_never_be_read_costs_the_others_nothing(watch: Open
     stuck.cancel()
 
 
-async def test_a_run_may_be_missing_right_after_its_start(watch: OpenWatch) -> None:
+async def test_404s_right_after_the_start_of_a_run_do_not_end_the_wait(watch: OpenWatch) -> None:
     server = Server((0, "running"), (40, "completed"))
     server.troubles = [refusal(NotFound, 404)] * 3
     assert (await watch(server).wait()).status == "completed"
@@ -237,13 +237,13 @@ async def test_a_run_that_stays_missing_ends_the_wait(watch: OpenWatch) -> None:
     assert other_tasks() == set()
 
 
-async def test_a_run_that_is_gone_later_ends_the_wait_if_it_stays_away(watch: OpenWatch) -> None:
+async def test_a_run_that_disappears_ends_the_wait_only_if_it_stays_missing(watch: OpenWatch) -> None:
     server = Server((0, "running"), (50, "running:more"), (90, "running:most"))
     one = watch(server)
     changes = one.updates()
     await anext(changes)
     await anext(changes)
-    server.troubles = [refusal(NotFound, 404)] * 3  # of a server that lags behind
+    server.troubles = [refusal(NotFound, 404)] * 3  # as from a replica that is behind
     await anext(changes)
     gone = now()
     server.troubles = [refusal(NotFound, 404)] * 100
@@ -253,13 +253,13 @@ async def test_a_run_that_is_gone_later_ends_the_wait_if_it_stays_away(watch: Op
     assert other_tasks() == set()
 
 
-async def test_only_404s_in_a_row_say_that_a_run_is_gone(watch: OpenWatch) -> None:
+async def test_only_consecutive_404s_mean_that_a_run_is_missing(watch: OpenWatch) -> None:
     server = Server((0, "running"), (300, "completed"))
     server.troubles = [refusal(NotFound, 404), *[no_answer()] * 5, refusal(NotFound, 404)]
     assert (await watch(server).wait()).status == "completed"
 
 
-async def test_404s_do_not_add_up_while_nobody_waits(watch: OpenWatch) -> None:
+async def test_404s_of_separate_waits_are_not_added(watch: OpenWatch) -> None:
     server = Server((0, "running"), (1200, "completed"))
     server.troubles = [refusal(NotFound, 404)]
     one = watch(server)
@@ -271,7 +271,7 @@ async def test_404s_do_not_add_up_while_nobody_waits(watch: OpenWatch) -> None:
     assert (await one.wait()).status == "completed"
 
 
-async def test_a_run_that_cannot_be_read_is_said_once(
+async def test_a_run_that_cannot_be_read_is_logged_once(
     watch: OpenWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server((0, "running"), (4000, "completed"))
@@ -282,18 +282,20 @@ async def test_a_run_that_cannot_be_read_is_said_once(
     ]
 
 
-@pytest.mark.parametrize("trouble", [ValueError("a bug"), refusal(BadRequest, 400)], ids=["bug", "400"])
-async def test_another_error_is_for_those_who_wait_for_that_run(watch: OpenWatch, trouble: Exception) -> None:
+@pytest.mark.parametrize("error", [ValueError("a bug"), refusal(BadRequest, 400)], ids=["bug", "400"])
+async def test_another_error_is_raised_only_to_callers_that_wait_for_that_run(
+    watch: OpenWatch, error: Exception
+) -> None:
     server, other = Server((0, "running"), (60, "completed")), Server((0, "running"), (60, "completed"))
-    server.troubles = [trouble]
+    server.troubles = [error]
     one = watch(server)
     first, second, third = await asyncio.gather(
         one.wait(), one.refresh(), watch(other, "other").wait(), return_exceptions=True
     )
-    assert isinstance(first, type(trouble))
-    assert isinstance(second, type(trouble))
+    assert isinstance(first, type(error))
+    assert isinstance(second, type(error))
     assert getattr(third, "status", third) == "completed"
-    assert (await one.wait()).status == "completed"  # asked again it is read again
+    assert (await one.wait()).status == "completed"  # the next wait reads the run again
 
 
 async def test_a_refused_key_ends_every_wait_at_once(poller: Poller, watch: OpenWatch) -> None:
@@ -324,7 +326,9 @@ async def test_a_closed_gate_ends_the_waits(watch: OpenWatch, gate: Gate) -> Non
 
 
 @pytest.mark.parametrize("at", [1.0, 2.0, 2.05, 2.5])
-async def test_closed_while_runs_are_alive(gate: Gate, at: float) -> None:
+async def test_closing_the_poller_ends_the_waits_and_the_run_can_be_watched_again(
+    gate: Gate, at: float
+) -> None:
     server = Server((0, "running"), (100, "completed"))
     async with aclosing(Poller()) as poller:
         one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
@@ -336,14 +340,12 @@ async def test_closed_while_runs_are_alive(gate: Gate, at: float) -> None:
     assert other_tasks() == set()
     with pytest.raises(SessionClosed):
         await one.wait()
-    async with aclosing(Poller()) as another:  # the run goes on, and can be watched again
+    async with aclosing(Poller()) as another:  # the run continues and can be watched again
         found = another.watch("run", gate=gate, read=server, lifecycle=LIFE, started=server.started)
         assert (await found.wait()).status == "completed"
 
 
-async def test_a_wait_that_begins_in_the_turn_of_the_end_is_not_lost(
-    poller: Poller, watch: OpenWatch
-) -> None:
+async def test_a_wait_that_begins_when_the_poller_was_closed_ends(poller: Poller, watch: OpenWatch) -> None:
     one = watch(Server((0, "running")))
     first = asyncio.create_task(one.wait())
     await asyncio.sleep(1)
@@ -355,19 +357,19 @@ async def test_a_wait_that_begins_in_the_turn_of_the_end_is_not_lost(
 
 
 @pytest.mark.parametrize("closed", ["poller", "watch"])
-async def test_an_end_in_the_turn_of_a_reading_is_not_lost(
+async def test_closing_right_after_a_reading_ends_the_wait(
     poller: Poller, watch: OpenWatch, closed: str
 ) -> None:
     one = watch(Server((0, "running")))
     waiting = asyncio.create_task(one.wait())
     await settle()
-    one.observe(reading("running"))  # wakes the task, which finds nothing settled and waits on
+    one.observe(reading("running"))  # wakes the task, which finds no result and continues to wait
     (poller if closed == "poller" else one).close()
     with pytest.raises(SessionClosed):
         await asyncio.wait_for(waiting, 1000)
 
 
-async def test_a_watch_that_was_closed_is_polled_no_more(watch: OpenWatch) -> None:
+async def test_a_closed_watch_is_not_polled(watch: OpenWatch) -> None:
     server = Server((0, "running"))
     one = watch(server)
     waiter = asyncio.create_task(one.wait())
@@ -388,7 +390,7 @@ async def test_a_watch_that_was_closed_is_polled_no_more(watch: OpenWatch) -> No
 # Changes
 
 
-async def test_each_change_comes_once(watch: OpenWatch) -> None:
+async def test_updates_yields_each_change_once(watch: OpenWatch) -> None:
     server = Server(
         (0, "queued"), (20, "running"), (40, "running:half"), (60, "running:most"), (90, "completed")
     )
@@ -409,7 +411,7 @@ async def test_a_slow_reader_misses_no_change(watch: OpenWatch) -> None:
     assert await waiter == update
 
 
-async def test_an_abandoned_iteration_holds_nothing(watch: OpenWatch) -> None:
+async def test_an_abandoned_iteration_leaves_no_task_and_no_polls(watch: OpenWatch) -> None:
     server = Server((0, "running"))
     async for _ in watch(server).updates():
         break
@@ -425,7 +427,7 @@ async def test_a_park_ends_the_wait_and_a_decision_resumes_it(watch: OpenWatch) 
     server = Server((0, "running"), (30, "needs_attention"))
     one = watch(server)
     assert (await one.wait()).status == "needs_attention"
-    assert (await one.wait()).status == "needs_attention"  # nothing new: no request
+    assert (await one.wait()).status == "needs_attention"  # no request, because nothing has changed
     polled = len(server.sent)
     await asyncio.sleep(200)
     assert len(server.sent) == polled
@@ -436,21 +438,21 @@ async def test_a_park_ends_the_wait_and_a_decision_resumes_it(watch: OpenWatch) 
     assert now() - decided < 24
 
 
-async def test_a_read_from_before_the_decision_is_old_news(watch: OpenWatch) -> None:
+async def test_a_reading_from_before_a_decision_is_ignored(watch: OpenWatch) -> None:
     server = Server((0, "needs_attention"), (25, "running"), (60, "completed"), latency=10.0)
     one = watch(server)
     await one.wait()
     waiter = asyncio.create_task(one.wait(through_parks=True))
     await asyncio.sleep(16)
     assert len(server.sent) == 2
-    assert len(server.answered) == 1  # the server has looked, its answer is on the way
+    assert len(server.answered) == 1  # the server has read the status, but its answer is in flight
     server.states[1] = (now(), "running")
     one.resumed()
     assert (await one.wait()).status == "completed"
     assert (await waiter).status == "completed"
 
 
-async def test_whoever_waits_through_a_park_is_told_of_the_end(watch: OpenWatch) -> None:
+async def test_a_wait_through_parks_returns_the_end(watch: OpenWatch) -> None:
     server = Server((0, "running"), (30, "needs_attention"), (600, "running"), (700, "completed"))
     assert (await watch(server).wait(through_parks=True)).status == "completed"
     assert 700 < now() < 712
@@ -458,7 +460,7 @@ async def test_whoever_waits_through_a_park_is_told_of_the_end(watch: OpenWatch)
     assert all(later - earlier >= 10 for earlier, later in pairwise(parked))
 
 
-async def test_a_read_that_a_caller_asks_for_does_not_wait_for_the_floor_of_a_parked_run(
+async def test_refresh_does_not_wait_for_the_floor_of_a_parked_run(
     watch: OpenWatch,
 ) -> None:
     one = watch(Server((0, "needs_attention")))
@@ -482,7 +484,7 @@ async def test_parked_runs_take_at_most_every_tenth_poll(watch: OpenWatch) -> No
     waits.cancel()
 
 
-async def test_a_second_park_is_a_change_after_a_decision(watch: OpenWatch) -> None:
+async def test_the_same_park_is_a_new_change_after_a_decision(watch: OpenWatch) -> None:
     server = Server((0, "needs_attention"), (100, "completed"))
     one = watch(server)
     changes = one.updates()
@@ -492,14 +494,14 @@ async def test_a_second_park_is_a_change_after_a_decision(watch: OpenWatch) -> N
     assert (await anext(changes)).status == "completed"
 
 
-# What others read, and what must be read now
+# Readings of other callers, and refresh
 
 
 async def test_refresh_returns_a_reading_that_began_after_the_call(watch: OpenWatch) -> None:
     server = Server((0, "running:old"), (2.08, "running:new"), latency=0.1)
     one = watch(server)
     waiter = asyncio.create_task(one.wait())
-    await asyncio.sleep(2.09)  # the first read has looked, its answer is on the way
+    await asyncio.sleep(2.09)  # the server has read the status, but its answer is in flight
     refreshed = await one.refresh()
     assert refreshed.progress == "new"
     assert server.sent[1] >= server.answered[0] + 2
@@ -518,7 +520,7 @@ async def test_refresh_goes_before_other_polls(watch: OpenWatch) -> None:
     waits.cancel()
 
 
-async def test_what_somebody_else_read_counts_as_a_poll(watch: OpenWatch) -> None:
+async def test_an_observed_reading_counts_as_a_poll(watch: OpenWatch) -> None:
     server = Server((0, "running"))
     one = watch(server)
     waiter = asyncio.create_task(one.wait())
@@ -532,7 +534,7 @@ async def test_what_somebody_else_read_counts_as_a_poll(watch: OpenWatch) -> Non
     assert server.sent == []
 
 
-async def test_a_read_that_was_overtaken_is_old_news(watch: OpenWatch) -> None:
+async def test_a_reading_that_began_before_an_observed_one_is_ignored(watch: OpenWatch) -> None:
     server = Server((0, "running"), latency=4.0)
     one = watch(server)
     waiter = asyncio.create_task(one.wait(through_parks=True))
@@ -544,17 +546,17 @@ async def test_a_read_that_was_overtaken_is_old_news(watch: OpenWatch) -> None:
     waiter.cancel()
 
 
-async def test_a_run_of_an_earlier_process_is_not_read_below_its_floor(watch: OpenWatch) -> None:
+async def test_the_first_read_of_a_run_of_an_earlier_process_waits_for_the_floor(watch: OpenWatch) -> None:
     server = Server((-3000, "running"), (3, "completed"))
     one = watch(server, started=now() - 3000)
     await one.wait()
-    assert server.sent == [pytest.approx(25.0)]  # 3000 / 120 s: somebody may have read it just now
+    assert server.sent == [pytest.approx(25.0)]  # 3000 / 120 s: another process may just have read it
 
 
-# Odd things
+# Other cases
 
 
-async def test_an_unknown_status_is_polled_on_and_warned_of_once(
+async def test_an_unknown_status_counts_as_active_and_is_logged_once(
     watch: OpenWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     servers = [Server((0, "running"), (10, "paused"), (100, "completed")) for _ in range(3)]
@@ -565,32 +567,32 @@ async def test_an_unknown_status_is_polled_on_and_warned_of_once(
     ]
 
 
-async def test_a_run_that_does_not_end_is_told_of_once_and_polled_on(gate: Gate) -> None:
-    told, events = list[Event](), Events()
-    with events.subscribe(told.append, RunStalled):
+async def test_a_run_that_does_not_end_causes_one_event_and_polling_continues(gate: Gate) -> None:
+    received, events = list[Event](), Events()
+    with events.subscribe(received.append, RunStalled):
         async with aclosing(Poller(events=events)) as poller:
             server = Server((0, "running"), (9000, "completed"))
             one = poller.watch(
                 "run", gate=gate, read=server, lifecycle=LIFE, started=now(), event_ids=lambda: {"run": "r"}
             )
             assert (await one.wait()).status == "completed"
-    (stalled,) = told
+    (stalled,) = received
     assert isinstance(stalled, RunStalled)
     assert stalled.ids == {"run": "r"}
     assert 4500 <= stalled.seconds < 4540
 
 
-async def test_a_park_is_no_stall(gate: Gate) -> None:
-    told, events = list[Event](), Events()
-    with events.subscribe(told.append, RunStalled):
+async def test_a_park_does_not_count_as_a_stall(gate: Gate) -> None:
+    received, events = list[Event](), Events()
+    with events.subscribe(received.append, RunStalled):
         async with aclosing(Poller(events=events)) as poller:
             server = Server((0, "running"), (100, "needs_attention"), (9000, "running"), (9100, "completed"))
             one = poller.watch("run", gate=gate, read=server, lifecycle=LIFE, started=now())
             await one.wait(through_parks=True)
-    assert told == []
+    assert received == []
 
 
-async def test_kinds_of_runs_share_a_line_and_learn_apart(watch: OpenWatch) -> None:
+async def test_durations_are_learnt_separately_for_each_group_of_runs(watch: OpenWatch) -> None:
     quick = [Server((0, "running"), (30, "completed")) for _ in range(60)]
     slow = [Server((0, "running"), (3000, "completed")) for _ in range(60)]
     waits = asyncio.gather(
@@ -607,7 +609,7 @@ async def test_kinds_of_runs_share_a_line_and_learn_apart(watch: OpenWatch) -> N
     await waits
 
 
-async def test_a_read_that_never_answers_ends_with_the_poller(gate: Gate) -> None:
+async def test_closing_the_poller_ends_a_read_that_never_answers(gate: Gate) -> None:
     async def read(slot: Slot) -> Reading[str]:
         await asyncio.Event().wait()
         raise AssertionError

@@ -1,4 +1,4 @@
-"""What was sent in the last minute is known to the next process, however long the log before it is."""
+"""The log of sent requests: the next process knows the recent requests, and the file stays small."""
 
 import asyncio
 import fcntl
@@ -39,13 +39,13 @@ def names(path: Path) -> set[str]:
 
 
 def session(path: Path, limit: int = 5) -> Session:
-    wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
-    return Session(KEY, BASE_URL, transport=wire, recent=path, limit=limit)
+    transport = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+    return Session(KEY, BASE_URL, transport=transport, recent=path, limit=limit)
 
 
 @pytest.mark.parametrize("old", [0, 20_000])
-def test_what_is_young_stays_in_a_log_that_is_cut(tmp_path: Path, old: int) -> None:
-    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
+def test_recent_lines_stay_in_a_log_that_is_compacted(tmp_path: Path, old: int) -> None:
+    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - the clock of the log
     hour = "".join(
         f"sent {now - 4000:.3f}+121 GET /x #{n:032x}\ndone {now - 4000:.3f}+61 GET /x #{n:032x}\n"
         for n in range(old)
@@ -65,7 +65,7 @@ def test_what_is_young_stays_in_a_log_that_is_cut(tmp_path: Path, old: int) -> N
     assert path.stat().st_size < 300_000
 
 
-def test_others_go_on_appending_to_a_log_that_is_cut(tmp_path: Path) -> None:
+def test_a_process_can_append_to_a_log_that_another_one_has_compacted(tmp_path: Path) -> None:
     path = tmp_path / "recent"
     old = f"done 1.000+61 GET /x #{0:032x}\n" * 20_000
     path.write_text(old, encoding="utf-8")
@@ -99,7 +99,7 @@ log.close()
 """
 
 
-def test_processes_that_compact_a_log_lose_no_line_of_each_other(tmp_path: Path) -> None:
+def test_processes_that_compact_the_same_log_lose_no_line(tmp_path: Path) -> None:
     path, count = tmp_path / "recent", 200
     processes = [
         subprocess.Popen(
@@ -116,9 +116,8 @@ def test_processes_that_compact_a_log_lose_no_line_of_each_other(tmp_path: Path)
     killed = processes.pop()
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    (tmp_path / "recent.part").write_bytes(
-        b"half of a compa"
-    )  # of a process that was killed while it compacted
+    # A process was killed while it compacted the log.
+    (tmp_path / "recent.part").write_bytes(b"half of a compa")
     for process in processes:
         process.communicate("\n")
     expected = {f"{name}{number:031x}" for name in "abc" for number in range(count)}
@@ -180,7 +179,7 @@ async def test_a_log_is_compacted_in_a_thread_while_it_is_written(
     assert names(path) == set(slots)
 
 
-def test_nobody_waits_for_a_process_that_is_stopped_while_it_has_the_lock(tmp_path: Path) -> None:
+def test_a_process_does_not_wait_for_another_one_that_holds_the_lock(tmp_path: Path) -> None:
     path, slots = tmp_path / "recent", [uuid4().hex for _ in range(3)]
     log = opened(path)
     log.note("sent", ENDPOINT, slots[0])
@@ -193,7 +192,7 @@ def test_nobody_waits_for_a_process_that_is_stopped_while_it_has_the_lock(tmp_pa
     log.close()
 
 
-def test_a_log_whose_file_was_removed_is_begun_again(tmp_path: Path) -> None:
+def test_a_log_is_created_again_after_its_file_was_removed(tmp_path: Path) -> None:
     path, slot = tmp_path / "recent", uuid4().hex
     log = opened(path)
     path.unlink()
@@ -202,8 +201,8 @@ def test_a_log_whose_file_was_removed_is_begun_again(tmp_path: Path) -> None:
     log.close()
 
 
-def test_garbage_is_skipped_and_costs_no_line(tmp_path: Path) -> None:
-    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
+def test_invalid_lines_are_skipped_and_no_valid_line_is_lost(tmp_path: Path) -> None:
+    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - the clock of the log
     slots = [uuid4().hex for _ in range(3)]
     lines = [f"sent {now:.3f}+120 {ENDPOINT} #{slot}".encode() for slot in slots[:2]]
     garbage = [
@@ -231,15 +230,15 @@ def test_garbage_is_skipped_and_costs_no_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ahead", [0.5, 3 * 3600.0, 1e9])
-def test_a_time_to_come_counts_as_now_and_not_once_more_at_the_next_start(
+def test_a_time_in_the_future_is_replaced_by_the_time_of_the_first_start(
     tmp_path: Path, ahead: float
 ) -> None:
-    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - what the log is in
+    path, now = tmp_path / "recent", time.time()  # noqa: TID251 - the clock of the log
     path.write_text(f"done {now + ahead:.3f}+61 {ENDPOINT} #{uuid4().hex}\n", encoding="utf-8")
     log = opened(path)
     assert SendLog(path).ages()[ENDPOINT] == [pytest.approx(0.0, abs=5.0)]
     log.close()
-    later = opened(path, speed=0.01)  # of the loop's seconds, fewer pass
+    later = opened(path, speed=0.01)  # the clock of the loop is slower
     assert [slot.age <= 0.05 for slot in later.earlier()] == [True]
     later.close()
     in_a_minute = SendLog(path, clock=Clock(0.0, 61.5))  # type: ignore[arg-type]
@@ -247,7 +246,7 @@ def test_a_time_to_come_counts_as_now_and_not_once_more_at_the_next_start(
 
 
 class Clock:
-    """Says one time, and another one from then on."""
+    """Returns the given times in turn, and then always the last one."""
 
     def __init__(self, *times: float) -> None:
         self._times = list(times)
@@ -271,9 +270,9 @@ def test_a_request_that_was_not_sent_is_not_in_the_log(tmp_path: Path) -> None:
 
 def test_a_huge_log_is_read_in_little_memory(tmp_path: Path) -> None:
     path, slot = tmp_path / "recent", uuid4().hex
-    now = time.time()  # noqa: TID251 - what the log is in
+    now = time.time()  # noqa: TID251 - the clock of the log
     with path.open("wb") as file:
-        file.truncate(100 * 1024 * 1024)  # takes no room on the disk
+        file.truncate(100 * 1024 * 1024)  # a sparse file
         file.seek(0, os.SEEK_END)
         file.write(f"done 1600000000.123+61 GET /sources #{0:032x}\n".encode() * 100_000)
         file.write(f"sent {now:.3f}+120 {ENDPOINT} #{slot}\n".encode())
@@ -299,7 +298,7 @@ async def test_the_log_of_a_service_stays_small_while_it_runs(tmp_path: Path) ->
 
 
 @pytest.mark.looptime
-async def test_other_code_that_uses_a_gate_of_the_session_is_in_the_log(tmp_path: Path) -> None:
+async def test_requests_of_other_code_through_a_gate_of_the_session_are_in_the_log(tmp_path: Path) -> None:
     path = tmp_path / "recent"
     async with session(path) as service, service.gate("POST", "/mine").slot() as slot:
         slot.answered(200)
@@ -314,10 +313,10 @@ def umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("umask")
-@pytest.mark.parametrize("there", [False, True])
-def test_only_its_owner_reads_a_log(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_log_is_readable_only_by_its_owner(tmp_path: Path, exists: bool) -> None:
     path = tmp_path / "recent"
-    if there:
+    if exists:
         path.touch(0o666)
     log = opened(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -344,7 +343,7 @@ def planted_part(path: Path, target: Path) -> None:
     path.with_name(f"{path.name}.part").symlink_to(target)
 
 
-def planted_nowhere(path: Path, target: Path) -> None:
+def missing_folder(path: Path, target: Path) -> None:
     path.parent.rmdir()
 
 
@@ -356,11 +355,11 @@ def planted_nowhere(path: Path, target: Path) -> None:
         (planted_hard_link, True),
         (planted_fifo, True),
         (planted_folder, True),
-        (planted_nowhere, True),
+        (missing_folder, True),
         (planted_part, False),
     ],
 )
-async def test_a_log_that_somebody_else_planted_is_not_written_and_stops_nobody(
+async def test_an_unsafe_path_of_the_log_is_not_written_and_stops_no_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, plant: object, warned: bool
 ) -> None:
     path, target = tmp_path / "here/recent", tmp_path / "target"
@@ -381,13 +380,13 @@ HOUR = 3600.0
 
 
 def wall_clock(monkeypatch: pytest.MonkeyPatch, hours: float) -> None:
-    """Set the wall clock of later logs forward or back."""
-    real = time.time  # noqa: TID251 - what the log is in
+    """Shift the wall clock of logs that are opened later."""
+    real = time.time  # noqa: TID251 - the clock of the log
     monkeypatch.setattr("asyncmig._io.send_log._wall", lambda: real() + hours * HOUR)
 
 
 @pytest.mark.parametrize("hours", [-30.0, -2.0, 2.0, 30.0])
-def test_a_wall_clock_that_is_set_within_a_boot_changes_nothing(
+def test_a_change_of_the_wall_clock_within_a_boot_does_not_change_ages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float
 ) -> None:
     path = tmp_path / "recent"
@@ -404,7 +403,7 @@ def test_a_wall_clock_that_is_set_within_a_boot_changes_nothing(
 
 
 @pytest.mark.parametrize(("hours", "age"), [(-2.0, 0.0), (0.5, 1800.0), (2.0, None)])
-def test_after_a_reboot_the_wall_clock_counts_and_a_time_in_the_future_is_now(
+def test_after_a_reboot_ages_follow_the_wall_clock_and_are_never_negative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float, age: float | None
 ) -> None:
     path = tmp_path / "recent"
@@ -422,8 +421,8 @@ async def test_hourly_slots_and_holds_survive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "recent"
 
     def opened_session() -> Session:
-        wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
-        return Session(KEY, BASE_URL, transport=wire, recent=path, limits="key=3/1h")
+        transport = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+        return Session(KEY, BASE_URL, transport=transport, recent=path, limits="key=3/1h")
 
     async with opened_session() as first, first.gate("GET", "/x").slot() as slot:
         slot.answered(200)
@@ -440,18 +439,18 @@ async def test_holds_apply_to_budgets_that_a_session_used_before_its_log_was_ope
     log = opened(path)
     log.hold("writes", 1800.0)
     log.close()
-    wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
-    async with Session(KEY, BASE_URL, transport=wire) as session:
+    transport = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+    async with Session(KEY, BASE_URL, transport=transport) as session:
         session.gate("GET", "/migrations/{migration_id}/files")  # charges this budget together with another
         await context_of(session).remember(path)
         assert session.budget("writes").wait_estimate() == pytest.approx(1800.0, abs=20.0)
 
 
 @pytest.mark.looptime
-async def test_every_fleet_tells_the_next_what_it_sent(tmp_path: Path) -> None:
+async def test_the_next_fleet_counts_the_requests_of_the_previous_one(tmp_path: Path) -> None:
     def opened_session() -> Session:
-        wire = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
-        return Session(KEY, BASE_URL, transport=wire, limits="endpoint=5/1h")
+        transport = InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
+        return Session(KEY, BASE_URL, transport=transport, limits="endpoint=5/1h")
 
     async with opened_session() as first, Fleet(first, journal=tmp_path / "fleet.db", to=tmp_path / "out"):
         await first.companies.sources()

@@ -1,4 +1,4 @@
-"""What all calls of one key share: budgets, refusals, and what the next process is told."""
+"""What all calls of one session share: budgets, retries, errors, and the log for the next process."""
 
 import asyncio
 import json
@@ -34,17 +34,17 @@ SOURCE = next(iter(SOURCES))
 
 
 @pytest.fixture
-def wire() -> InProcess:
+def transport() -> InProcess:
     return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
 
 
-def generous() -> World:
-    """Return a world whose own limit is out of the way."""
+def world_without_limit() -> World:
+    """Return a world with a limit that no test reaches."""
     return World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1, limit=lambda: SlidingLog(10**6))
 
 
-def session(wire: InProcess, **options: object) -> Session:
-    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), **options)  # type: ignore[arg-type]
+def session(transport: InProcess, **options: object) -> Session:
+    return Session(KEY, BASE_URL, transport=transport, rng=Random(2), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -60,19 +60,19 @@ def session(wire: InProcess, **options: object) -> Session:
         ({"scope": "account"}, "scope"),
     ],
 )
-async def test_bad_settings_are_named(options: dict[str, object], field: str) -> None:
+async def test_an_invalid_setting_is_refused_by_name(options: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         Session(**{"api_key": KEY, "base_url": BASE_URL, **options})  # type: ignore[arg-type]
     assert refused.value.field == field
     assert "secret" not in str(refused.value)
 
 
-async def test_key_and_address_come_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, wire: InProcess
+async def test_the_key_and_the_base_url_are_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, transport: InProcess
 ) -> None:
     monkeypatch.setenv("VERN_API_KEY", KEY)
     monkeypatch.setenv("VERN_BASE_URL", BASE_URL + "/")
-    async with Session(transport=wire) as opened:
+    async with Session(transport=transport) as opened:
         assert len(await opened.companies.sources()) == 3
 
 
@@ -87,20 +87,22 @@ async def test_key_and_address_come_from_the_environment(
         ({"template_ids": "abc"}, "template_ids"),
     ],
 )
-async def test_what_the_server_would_refuse_costs_no_request(
-    wire: InProcess, options: dict[str, object], field: str
+async def test_invalid_arguments_are_refused_without_a_request(
+    transport: InProcess, options: dict[str, object], field: str
 ) -> None:
-    async with session(wire) as opened:
+    async with session(transport) as opened:
         with pytest.raises(InvalidInput) as refused:
             await opened.companies.create(**{"name": "A", "source": SOURCE, **options})  # type: ignore[arg-type]
     assert refused.value.field == field
-    assert not wire.sent
+    assert not transport.sent
 
 
-async def test_imports_want_files_or_rows_and_decisions_a_question(wire: InProcess, tmp_path: Path) -> None:
+async def test_invalid_arguments_of_imports_and_downloads_are_refused_without_a_request(
+    transport: InProcess, tmp_path: Path
+) -> None:
     empty = tmp_path / "empty.csv"
     empty.touch()
-    async with session(wire) as opened:
+    async with session(transport) as opened:
         company = opened.companies.open("some-id")
         for options in (
             {},
@@ -112,12 +114,12 @@ async def test_imports_want_files_or_rows_and_decisions_a_question(wire: InProce
                 await company.imports.start(**options)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput, match="filter"):
             await company.download(to=tmp_path, filter="some")  # type: ignore[arg-type]
-    assert not wire.sent
+    assert not transport.sent
 
 
 @pytest.mark.parametrize("scope", ["endpoint", "key"])
-async def test_a_budget_is_kept_by_endpoint_or_by_key(wire: InProcess, scope: str) -> None:
-    async with session(wire, scope=scope, limit=5) as opened:
+async def test_a_budget_is_kept_by_endpoint_or_by_key(transport: InProcess, scope: str) -> None:
+    async with session(transport, scope=scope, limit=5) as opened:
         loop = asyncio.get_running_loop()
         await asyncio.gather(
             *(opened.companies.sources() for _ in range(4)), *(opened.companies.templates() for _ in range(4))
@@ -127,58 +129,64 @@ async def test_a_budget_is_kept_by_endpoint_or_by_key(wire: InProcess, scope: st
         assert opened.gate("get", "/sources").statistics().granted == (8 if scope == "key" else 4)
 
 
-async def test_the_next_process_goes_on_with_the_window_of_the_last(wire: InProcess, tmp_path: Path) -> None:
+async def test_the_next_process_continues_the_window_of_the_previous_one(
+    transport: InProcess, tmp_path: Path
+) -> None:
     recent = tmp_path / "fleet.db.recent"
-    async with session(wire, recent=recent, limit=5) as opened:
+    async with session(transport, recent=recent, limit=5) as opened:
         for _ in range(5):
             await opened.companies.sources()
-    async with session(wire, recent=recent, limit=5) as opened:
+    async with session(transport, recent=recent, limit=5) as opened:
         assert opened.gate("GET", "/sources").wait_estimate() > 50.0
         assert opened.gate("GET", "/templates").wait_estimate() == 0.0
     with recent.open("a", encoding="utf-8") as file:
         file.write("sent 12")  # a process that was killed in the middle of a line
-    async with session(wire, recent=recent, limit=5) as opened:
+    async with session(transport, recent=recent, limit=5) as opened:
         assert len(opened.gate("GET", "/sources").recent()) == 5
 
 
-async def test_a_request_without_an_answer_counts_as_just_now(wire: InProcess, tmp_path: Path) -> None:
+async def test_an_unanswered_request_in_the_log_counts_as_sent_now(
+    transport: InProcess, tmp_path: Path
+) -> None:
     recent = tmp_path / "recent"
-    recent.write_text(f"sent {time.time():.3f}+121 GET /sources #{1:032x}\n", encoding="utf-8")  # noqa: TID251 - what the log is in
-    async with session(wire, recent=recent, limit=1) as opened:
+    recent.write_text(f"sent {time.time():.3f}+121 GET /sources #{1:032x}\n", encoding="utf-8")  # noqa: TID251 - the clock of the log
+    async with session(transport, recent=recent, limit=1) as opened:
         assert opened.gate("GET", "/sources").wait_estimate() == pytest.approx(60.0, abs=0.1)
 
 
-async def test_a_request_of_last_year_without_an_answer_costs_nothing(
-    wire: InProcess, tmp_path: Path
+async def test_an_old_unanswered_request_in_the_log_does_not_count(
+    transport: InProcess, tmp_path: Path
 ) -> None:
     recent = tmp_path / "recent"
     recent.write_text(
         f"sent 5.0+121 GET /sources #{1:032x}\nsent 1600000000.123+121 GET /sources #{2:032x}\n",
         encoding="utf-8",
     )
-    async with session(wire, recent=recent, limit=1) as opened:
+    async with session(transport, recent=recent, limit=1) as opened:
         assert opened.gate("GET", "/sources").wait_estimate() == 0.0
 
 
-async def test_a_dead_key_is_met_by_what_was_under_way_and_ends_the_rest(wire: InProcess) -> None:
-    wire.world.key = "another"
-    async with session(wire) as opened:
+async def test_only_requests_in_flight_are_sent_with_a_refused_key_and_the_others_fail(
+    transport: InProcess,
+) -> None:
+    transport.world.key = "another"
+    async with session(transport) as opened:
         results = await asyncio.gather(
             *(opened.companies.sources() for _ in range(200)), return_exceptions=True
         )
         assert all(isinstance(result, AuthError) for result in results)
-        assert len(wire.sent) < 10
+        assert len(transport.sent) < 10
         with pytest.raises(AuthError):
             await opened.companies.templates()
 
 
-async def test_a_closed_session_sends_nothing(wire: InProcess) -> None:
-    async with session(wire) as opened:
+async def test_a_closed_session_sends_nothing(transport: InProcess) -> None:
+    async with session(transport) as opened:
         pass
     with pytest.raises(SessionClosed):
         await opened.companies.sources()
-    assert wire.closed
-    assert not wire.sent
+    assert transport.closed
+    assert not transport.sent
 
 
 @pytest.mark.parametrize(
@@ -192,42 +200,44 @@ async def test_a_closed_session_sends_nothing(wire: InProcess) -> None:
     ],
     ids=lambda reply: f"{reply.status}",
 )
-async def test_reading_is_repeated_until_it_succeeds_or_gives_up_with_what_was_said(
-    wire: InProcess, instead: Reply
+async def test_a_read_is_retried_until_it_succeeds_or_raises_the_last_error(
+    transport: InProcess, instead: Reply
 ) -> None:
-    wire.fault = lambda method, path, number: Fault(instead=instead) if number <= 3 or number > 4 else None
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: (
+        Fault(instead=instead) if number <= 3 or number > 4 else None
+    )
+    async with session(transport) as opened:
         assert len(await opened.companies.sources()) == 3
         with pytest.raises(asyncmig.ApiError) as refused:
             await opened.companies.sources()
     assert refused.value.status == instead.status
     assert refused.value.endpoint == "/sources"
-    assert len(wire.sent) == 4 + 8
+    assert len(transport.sent) == 4 + 8
 
 
-async def test_where_no_answer_comes_the_error_says_so(wire: InProcess) -> None:
-    wire.fault = lambda method, path, number: Fault(lost_before=True)
-    async with session(wire) as opened:
+async def test_a_request_without_an_answer_raises_no_answer(transport: InProcess) -> None:
+    transport.fault = lambda method, path, number: Fault(lost_before=True)
+    async with session(transport) as opened:
         with pytest.raises(NoAnswer, match="GET /sources"):
             await opened.companies.sources()
 
 
-async def test_a_company_without_an_external_id_is_never_created_twice(wire: InProcess) -> None:
-    wire.fault = lambda method, path, number: Fault(lost_after=True)
-    async with session(wire) as opened:
+async def test_a_company_without_an_external_id_is_never_created_twice(transport: InProcess) -> None:
+    transport.fault = lambda method, path, number: Fault(lost_after=True)
+    async with session(transport) as opened:
         with pytest.raises(UnknownOutcome) as unknown:
             await opened.companies.create(
                 name="A",
                 source=SOURCE,
                 connections={"destination": {"base_url": "https://d.invalid", "auth": {"token": "s3cret"}}},
             )
-    assert len(wire.sent) == 1
+    assert len(transport.sent) == 1
     assert "s3cret" not in str(unknown.value) + unknown.value.sent
 
 
-async def test_a_creation_that_cannot_have_arrived_is_repeated(wire: InProcess) -> None:
-    wire.fault = lambda method, path, number: Fault(refused=True) if number < 3 else None
-    async with session(wire) as opened:
+async def test_a_creation_that_cannot_have_arrived_is_retried(transport: InProcess) -> None:
+    transport.fault = lambda method, path, number: Fault(refused=True) if number < 3 else None
+    async with session(transport) as opened:
         assert (await opened.companies.create(name="A", source=SOURCE)).id
 
 
@@ -247,12 +257,14 @@ async def test_a_creation_that_cannot_have_arrived_is_repeated(wire: InProcess) 
         ("Mon, 01 Jan 2001 00:00:00 +99999999999999", 1.0),
     ],
 )
-async def test_retry_after_is_obeyed_within_reason(wire: InProcess, asked: str, seconds: float) -> None:
+async def test_retry_after_is_followed_up_to_a_limit(
+    transport: InProcess, asked: str, seconds: float
+) -> None:
     busy = Fault(instead=Reply(status=503, body=b""), headers={"Retry-After": asked})
-    wire.fault = lambda method, path, number: busy if number == 1 else None
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: busy if number == 1 else None
+    async with session(transport) as opened:
         await opened.companies.sources()
-    first, second = (at for at, _, _ in wire.sent)
+    first, second = (at for at, _, _ in transport.sent)
     assert seconds <= second - first < seconds + 2.5
 
 
@@ -269,25 +281,25 @@ async def test_retry_after_is_obeyed_within_reason(wire: InProcess, asked: str, 
         ("Mon, 01 Jan 2180 00:00:50 GMT", "", 1.0, 60.0),
     ],
 )
-async def test_a_date_in_retry_after_is_compared_with_the_servers_own_clock(
-    wire: InProcess, monkeypatch: pytest.MonkeyPatch, asked: str, date: str, speed: float, seconds: float
+async def test_a_date_in_retry_after_is_compared_with_the_clock_of_the_server(
+    transport: InProcess, monkeypatch: pytest.MonkeyPatch, asked: str, date: str, speed: float, seconds: float
 ) -> None:
     monkeypatch.setattr(asyncio.get_running_loop(), "speed", speed, raising=False)
     busy = Fault(instead=Reply(status=503, body=b""), headers={"Retry-After": asked, "Date": date})
-    wire.fault = lambda method, path, number: busy if number == 1 else None
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: busy if number == 1 else None
+    async with session(transport) as opened:
         await opened.companies.sources()
-    first, second = (at for at, _, _ in wire.sent)
+    first, second = (at for at, _, _ in transport.sent)
     assert seconds <= second - first < seconds + 2.5
 
 
 @pytest.mark.parametrize("key", ["secret7", "a-key-of-some-length"])
-async def test_a_key_that_is_echoed_is_in_no_error_and_a_short_one_spoils_no_data(
-    wire: InProcess, key: str
+async def test_an_echoed_key_is_in_no_error_and_data_that_contains_it_is_unchanged(
+    transport: InProcess, key: str
 ) -> None:
     echo = f'{{"sources": [{{"id": "1", "name": "my secret7", "logo_url": null}}], "key": "{key}"}}'
-    wire.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=echo.encode()))
-    async with Session(key, BASE_URL, transport=wire) as opened:
+    transport.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=echo.encode()))
+    async with Session(key, BASE_URL, transport=transport) as opened:
         assert [source.name for source in await opened.companies.sources()] == ["my secret7"]
         echo = f"oops, your key is {key}"
         with pytest.raises(UnexpectedReply) as caught:
@@ -300,12 +312,10 @@ async def test_a_key_that_is_echoed_is_in_no_error_and_a_short_one_spoils_no_dat
     [KEY, KEY[:3] + f"\\u{ord(KEY[3]):04X}" + KEY[4:], "".join(f"\\u{ord(each):04x}" for each in KEY)],
     ids=["plain", "one escape", "all escaped"],
 )
-async def test_a_refusal_keeps_its_body_for_code_to_read_but_never_the_key(
-    wire: InProcess, written: str
-) -> None:
+async def test_a_refusal_keeps_its_body_without_the_key(transport: InProcess, written: str) -> None:
     body = f'{{"error": "taken by {written}", "runs": [{{"id": "r1"}}]}}'
-    wire.fault = lambda method, path, number: Fault(instead=Reply(status=409, body=body.encode()))
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: Fault(instead=Reply(status=409, body=body.encode()))
+    async with session(transport) as opened:
         with pytest.raises(Conflict) as caught:
             await opened.request("POST", "/companies")
     error: Conflict = pickle.loads(pickle.dumps(caught.value.with_text("taken")))
@@ -317,43 +327,43 @@ async def test_a_refusal_keeps_its_body_for_code_to_read_but_never_the_key(
     assert error.text == "taken"
 
 
-async def test_a_refusal_keeps_no_more_of_its_body_than_64_kib(wire: InProcess) -> None:
+async def test_a_refusal_keeps_no_more_of_its_body_than_64_kib(transport: InProcess) -> None:
     reply = Reply(status=409, body=b"x" * 1_000_000)
-    wire.fault = lambda method, path, number: Fault(instead=reply)
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: Fault(instead=reply)
+    async with session(transport) as opened:
         with pytest.raises(Conflict) as caught:
             await opened.request("POST", "/companies")
     assert caught.value.body == b"x" * 65_536
 
 
-async def test_a_429_is_waited_out_and_spends_no_attempt(wire: InProcess) -> None:
+async def test_a_429_does_not_count_as_an_attempt(transport: InProcess) -> None:
     full = Fault(instead=Reply(status=429, body=b'{"error": "Too many requests"}'))
-    wire.fault = lambda method, path, number: full if number <= 12 else None
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: full if number <= 12 else None
+    async with session(transport) as opened:
         assert await opened.companies.sources()
-    assert len(wire.sent) == 13
+    assert len(transport.sent) == 13
 
 
-async def test_an_outage_is_no_storm_and_nobody_fails_who_can_wait() -> None:
-    loop, wire = asyncio.get_running_loop(), InProcess(generous())
+async def test_an_outage_causes_few_retries_and_no_failed_call() -> None:
+    loop, transport = asyncio.get_running_loop(), InProcess(world_without_limit())
     down = Fault(instead=Reply(status=500, body=b""))
-    wire.fault = lambda method, path, number: down if loop.time() < 300.0 else None
-    async with session(wire, limit=1000) as opened:
+    transport.fault = lambda method, path, number: down if loop.time() < 300.0 else None
+    async with session(transport, limit=1000) as opened:
         results = await asyncio.gather(
             *(opened.companies.sources() for _ in range(300)), return_exceptions=True
         )
         ended = loop.time()
     assert not [result for result in results if isinstance(result, Exception)]
-    tried = sum(at < 300.0 for at, _, _ in wire.sent)
+    tried = sum(at < 300.0 for at, _, _ in transport.sent)
     assert tried <= 300 * 1.1 + 100 + 30
     assert ended < 330.0
 
 
-async def test_a_call_that_alone_fails_ends_although_others_succeed() -> None:
-    wire = InProcess(generous())
+async def test_a_failing_call_ends_while_other_calls_succeed() -> None:
+    transport = InProcess(world_without_limit())
     broken = Fault(instead=Reply(status=500, body=b'{"error": "broken"}'))
-    wire.fault = lambda method, path, number: broken if path.endswith("/templates") else None
-    async with session(wire, limit=10_000) as opened:
+    transport.fault = lambda method, path, number: broken if path.endswith("/templates") else None
+    async with session(transport, limit=10_000) as opened:
 
         async def busy() -> None:
             while True:
@@ -383,27 +393,29 @@ async def test_a_call_that_alone_fails_ends_although_others_succeed() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_errors_survive_a_job_runner(error: Exception) -> None:
+async def test_errors_can_be_pickled(error: Exception) -> None:
     copied = pickle.loads(pickle.dumps(error))
     assert type(copied) is type(error)
     assert str(copied) == str(error)
     assert vars(copied) == vars(error)
 
 
-async def test_a_failing_subscriber_breaks_no_call(wire: InProcess, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_of_a_subscriber_does_not_fail_the_call(
+    transport: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[object] = []
 
     def broken(event: object) -> None:
         raise RuntimeError("no")
 
-    async with session(wire) as opened:
+    async with session(transport) as opened:
         with opened.events.subscribe(broken), opened.events.subscribe(seen.append):
             await opened.companies.sources()
     assert [type(event).__name__ for event in seen] == ["RequestSent", "RequestDone"]
     assert "is removed" in caplog.text
 
 
-def test_a_secret_shows_nothing_and_is_not_pickled() -> None:
+def test_a_secret_is_not_in_its_repr_and_cannot_be_pickled() -> None:
     secret: Callable[[], Secret] = lambda: Secret(KEY)  # noqa: E731
     assert KEY not in repr(secret()) + str(secret()) + f"{secret()}"
     with pytest.raises(TypeError):
@@ -422,15 +434,17 @@ def test_a_secret_shows_nothing_and_is_not_pickled() -> None:
     ],
     ids=lambda more: more[:20].decode(),
 )
-async def test_an_end_in_a_reply_that_is_not_strict_json_is_noticed(wire: InProcess, more: bytes) -> None:
+async def test_the_end_of_a_run_is_read_from_a_reply_that_is_not_strict_json(
+    transport: InProcess, more: bytes
+) -> None:
     ended = Reply(status=200, body=b'{"status": "completed", %b, "report": {"inserted": 3}}' % more)
-    wire.fault = lambda method, path, number: Fault(instead=ended)
-    async with session(wire) as opened:
+    transport.fault = lambda method, path, number: Fault(instead=ended)
+    async with session(transport) as opened:
         async with asyncio.timeout(120):
             state = await opened.watch("run", "company").wait()
         assert state.report is not None
         assert state.report.inserted == 3
-    assert len(wire.sent) == 1
+    assert len(transport.sent) == 1
 
 
 @pytest.mark.looptime
@@ -445,7 +459,7 @@ async def test_an_end_in_a_reply_that_is_not_strict_json_is_noticed(wire: InProc
         ("GET", "/sources", {"GET /sources"}),
     ],
 )
-async def test_other_code_charges_the_budgets_of_the_route(
+async def test_a_gate_of_the_session_charges_the_budgets_of_its_route(
     method: str, template: str, budgets: set[str]
 ) -> None:
     async with Session("a-key", "https://api.example") as session:

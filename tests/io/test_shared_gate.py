@@ -1,4 +1,4 @@
-"""Gates of several processes before one budget: order, cancellation, outages; on a virtual clock."""
+"""Gates of several processes share one budget on a virtual clock: order, cancellation and outages."""
 
 import asyncio
 from collections.abc import Sequence
@@ -41,16 +41,16 @@ def tasks() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks() if "gate" in task.get_name()]
 
 
-async def load(store: Store, *, gates: int, each: int, limit: int = 100, true: int = 100) -> Load:
+async def load(store: Store, *, gates: int, each: int, limit: int = 100, server_limit: int = 100) -> Load:
     rng = Random(3)
-    load = Load(SlidingLog(true, count_rejects=True), rng)
+    load = Load(SlidingLog(server_limit, count_rejects=True), rng)
     shared = [gate(store, limit=limit, seed=n) for n in range(gates)]
     await asyncio.gather(*(load.call(one) for one in shared for _ in range(each)))
     await asyncio.gather(*(one.aclose() for one in shared))
     return load
 
 
-async def test_four_processes_send_what_one_may_and_are_as_fast() -> None:
+async def test_four_processes_stay_within_the_limit_and_are_as_fast_as_one() -> None:
     store = Store()
     done = await load(store, gates=4, each=75)
     assert done.refused == 0
@@ -60,7 +60,7 @@ async def test_four_processes_send_what_one_may_and_are_as_fast() -> None:
     assert tasks() == []
 
 
-async def test_a_429_holds_all_and_teaches_all() -> None:
+async def test_a_429_holds_all_processes_and_changes_their_slots() -> None:
     events = Events()
     store, held = Store(), []
     one, two = gate(store, events=events), gate(store, events=events)
@@ -73,13 +73,13 @@ async def test_a_429_holds_all_and_teaches_all() -> None:
     assert two.statistics().slots == one.statistics().slots
 
 
-async def test_a_stricter_server_is_learnt_from_all_that_was_sent() -> None:
-    done = await load(Store(), gates=4, each=75, true=60)
+async def test_four_processes_learn_a_stricter_limit_with_few_refusals() -> None:
+    done = await load(Store(), gates=4, each=75, server_limit=60)
     assert done.refused <= 25
     assert max(done.done_at) < 420.0
 
 
-async def test_lanes_are_kept_and_a_waiter_that_leaves_costs_nobody_a_window() -> None:
+async def test_lanes_keep_their_order_and_a_cancelled_waiter_takes_no_slot() -> None:
     store = Store()
     mine, other = gate(store, limit=1), gate(store, limit=1)
     await use(mine)
@@ -98,7 +98,7 @@ async def test_lanes_are_kept_and_a_waiter_that_leaves_costs_nobody_a_window() -
 
 
 @pytest.mark.parametrize("at", [60.06, 60.065, 60.07, 60.075])
-async def test_one_who_is_cancelled_around_its_grant_gives_the_slot_back(at: float) -> None:
+async def test_a_caller_that_is_cancelled_around_its_grant_returns_the_slot(at: float) -> None:
     store = Store()
     mine, other = gate(store, limit=1), gate(store, limit=1)
     await use(mine)
@@ -109,7 +109,7 @@ async def test_one_who_is_cancelled_around_its_grant_gives_the_slot_back(at: flo
     assert await use(other) < until
 
 
-async def test_nothing_is_sent_while_nobody_waits() -> None:
+async def test_the_store_is_not_called_while_no_caller_waits() -> None:
     store = Store()
     one = gate(store)
     await use(one)
@@ -120,7 +120,7 @@ async def test_nothing_is_sent_while_nobody_waits() -> None:
     assert store.exchanges == before
 
 
-async def test_a_wait_that_would_be_too_long_is_refused_first() -> None:
+async def test_a_wait_that_would_be_too_long_is_refused() -> None:
     store = Store()
     mine, other = gate(store, limit=1), gate(store, limit=1)
     await use(other)
@@ -131,7 +131,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_first() -> None:
     await waiter
 
 
-async def test_closing_ends_those_who_wait_and_leaves_no_task() -> None:
+async def test_closing_ends_the_waits_and_leaves_no_task() -> None:
     store = Store()
     one = gate(store, limit=1)
     await use(one)
@@ -145,16 +145,16 @@ async def test_closing_ends_those_who_wait_and_leaves_no_task() -> None:
     assert tasks() == []
 
 
-async def test_without_the_store_each_goes_on_with_its_share_and_all_are_back_after() -> None:
-    store, told = Store(), []
+async def test_each_process_uses_its_share_during_an_outage_and_the_store_after_it() -> None:
+    store, received = Store(), []
     events = Events()
     gates = [gate(store, seed=n, events=events) for n in range(4)]
-    for one in gates * 2:  # the second time each hears of all others
+    for one in gates * 2:  # after the second call, each knows of all others
         await use(one)
     store.away = True
     rng = Random(1)
     load = Load(SlidingLog(100), rng)
-    with events.subscribe(told.append):
+    with events.subscribe(received.append):
         calls = asyncio.gather(*(load.call(one) for one in gates for _ in range(60)))
         await asyncio.sleep(50.0)
         assert 90 <= len(load.done_at) <= 100
@@ -163,13 +163,13 @@ async def test_without_the_store_each_goes_on_with_its_share_and_all_are_back_af
         await calls
     assert load.refused == 0
     assert max(load.done_at) < 190.0
-    lost = [event for event in told if isinstance(event, SharedWindowLost)]
+    lost = [event for event in received if isinstance(event, SharedWindowLost)]
     assert {(event.slots, event.processes) for event in lost} == {(25, 4)}
-    assert sum(isinstance(event, SharedWindowFound) for event in told) == 4
+    assert sum(isinstance(event, SharedWindowFound) for event in received) == 4
     assert {one.statistics().slots for one in gates} == {100}
 
 
-async def test_one_who_has_not_heard_of_others_lately_reckons_with_more() -> None:
+async def test_a_process_without_recent_calls_assumes_the_configured_number_of_processes() -> None:
     store = Store(processes=10)
     one = gate(store)
     await use(one)
@@ -179,7 +179,7 @@ async def test_one_who_has_not_heard_of_others_lately_reckons_with_more() -> Non
     assert one.statistics().slots == 10
 
 
-async def test_a_process_that_never_reached_the_store_takes_the_share_that_it_was_told() -> None:
+async def test_a_process_that_never_reached_the_store_uses_the_configured_share() -> None:
     store = Store(processes=10)
     store.away = True
     one, load = gate(store), Load(SlidingLog(100), Random(1))
@@ -191,22 +191,22 @@ async def test_a_process_that_never_reached_the_store_takes_the_share_that_it_wa
     await asyncio.gather(*calls, return_exceptions=True)
     before = store.exchanges
     await asyncio.sleep(600.0)
-    assert store.exchanges <= before + 1  # nobody waits: nobody asks whether it is back
+    assert store.exchanges <= before + 1  # no caller waits, so the store is not called
 
 
-async def test_a_slot_whose_reply_was_lost_is_given_back() -> None:
+async def test_a_slot_whose_grant_was_lost_is_returned() -> None:
     store = Store()
     one = gate(store, limit=4)
     store.deaf = True
     waiting = asyncio.create_task(use(one, seconds=5.0))
     await asyncio.sleep(0.1)
     store.deaf = False
-    assert await waiting < 1.0  # from its share
+    assert await waiting < 1.0  # a slot of its own share
     await asyncio.gather(*(use(one) for _ in range(3)))
     assert now() < 10.0
 
 
-async def test_a_store_that_has_lost_its_memory_is_told_what_was_sent() -> None:
+async def test_sent_requests_are_reported_to_a_store_that_has_lost_its_data() -> None:
     store = Store()
     one = gate(store, limit=5)
     await asyncio.gather(*(use(one) for _ in range(5)))
@@ -218,7 +218,7 @@ async def test_a_store_that_has_lost_its_memory_is_told_what_was_sent() -> None:
     assert await waiting >= 60.0
 
 
-async def test_a_store_that_loses_its_memory_again_and_again_is_done_without() -> None:
+async def test_a_process_continues_without_a_store_that_loses_its_data_repeatedly() -> None:
     store = Store(processes=10)
     one = gate(store)
     await use(one)
@@ -235,12 +235,12 @@ async def test_a_store_that_loses_its_memory_again_and_again_is_done_without() -
     assert now() < 260.0
 
 
-async def test_what_others_had_used_when_the_store_went_is_not_sent_again() -> None:
+async def test_slots_that_others_used_before_an_outage_count_during_it() -> None:
     store, load = Store(), Load(SlidingLog(100), Random(1))
     one, other = gate(store), gate(store, seed=2)
     await asyncio.gather(*(load.call(one) for _ in range(90)))
     await load.call(other)
-    await load.call(one)  # and hears that it is not alone
+    await load.call(one)  # the reply shows that there is another process
     store.away = True
     calls = [asyncio.create_task(load.call(each)) for each in (one, other) for _ in range(60)]
     await asyncio.sleep(50.0)
@@ -252,30 +252,30 @@ async def test_what_others_had_used_when_the_store_went_is_not_sent_again() -> N
     assert most_in_a_window(load.spans, 60.0) <= 100
 
 
-async def test_a_store_that_stays_away_is_told_now_and_then() -> None:
-    store, told, events = Store(), list[object](), Events()
+async def test_failures_to_reach_the_store_are_reported_at_intervals() -> None:
+    store, received, events = Store(), list[object](), Events()
     one = gate(store, limit=1, events=events)
     await use(one)
     store.away = True
-    with events.subscribe(told.append):
+    with events.subscribe(received.append):
         waiting = [asyncio.create_task(use(one)) for _ in range(4)]
         await asyncio.gather(*waiting)
-    assert len([event for event in told if isinstance(event, SharedWindowLost)]) == 1
-    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    assert len([event for event in received if isinstance(event, SharedWindowLost)]) == 1
+    failures = [event for event in received if isinstance(event, AttemptFailed)]
     assert 3 <= len(failures) <= 6
     assert all(later.at - earlier.at >= 15.0 for earlier, later in pairwise(failures))
     assert {event.endpoint for event in failures} == {"shared window of GET /x"}
     await one.aclose()
 
 
-class Forgetful(Store):
-    """A store with scripted replies, which keeps the counts of slots that its client reports after a loss."""
+class ScriptedStore(Store):
+    """A store with scripted replies. It records the slot counts that its client reports after a loss."""
 
     def __init__(self, *replies: BudgetReply) -> None:
         super().__init__()
         self.left, self.used_before = list(replies), list[str]()
 
-    def budgets(self, *args: object, **options: object) -> "Forgetful":  # type: ignore[override]
+    def budgets(self, *args: object, **options: object) -> "ScriptedStore":  # type: ignore[override]
         return self
 
     async def exchange(self, reports: Sequence[Sequence[SlotReport]], want: str | None) -> list[BudgetReply]:
@@ -283,9 +283,9 @@ class Forgetful(Store):
         return [self.left.pop(0) if len(self.left) > 1 else self.left[0]]
 
 
-async def test_a_second_loss_soon_after_the_first_reports_what_was_used_before_both() -> None:
+async def test_slots_that_were_used_before_two_losses_are_reported_after_each() -> None:
     reply = partial(BudgetReply, slots=100, burst=100, clients=3)
-    store = Forgetful(
+    store = ScriptedStore(
         reply(granted=True, used=10, epoch="a"),
         reply(lost=True, used=1, held=7.0, epoch="b"),
         reply(lost=True, used=1, held=7.0, epoch="c"),
@@ -298,9 +298,9 @@ async def test_a_second_loss_soon_after_the_first_reports_what_was_used_before_b
     assert store.used_before == ["10", "10"]
 
 
-async def test_slots_that_others_took_after_the_first_loss_count_at_the_second() -> None:
+async def test_slots_that_others_took_between_two_losses_are_reported_after_the_second() -> None:
     reply = partial(BudgetReply, slots=100, burst=100, clients=3)
-    store = Forgetful(
+    store = ScriptedStore(
         reply(granted=True, used=10, epoch="a"),
         reply(lost=True, used=1, held=7.0, epoch="b"),
         reply(granted=True, used=12, epoch="b"),

@@ -1,4 +1,4 @@
-"""Several processes that share budgets which requests charge together, and run slots; on a virtual clock."""
+"""Several processes share run slots, and budgets that one request charges together, on a virtual clock."""
 
 import asyncio
 from collections.abc import Sequence
@@ -65,13 +65,13 @@ class Process:
         await self.runs.aclose()
 
 
-async def closed(processes: Sequence[Process]) -> None:
+async def close_all(processes: Sequence[Process]) -> None:
     await asyncio.gather(*(process.aclose() for process in processes))
     assert [task.get_name() for task in asyncio.all_tasks() if "asyncmig" in task.get_name()] == []
 
 
 @pytest.mark.looptime
-async def test_a_request_that_waits_for_the_hourly_budget_holds_nothing_of_the_other() -> None:
+async def test_a_request_that_waits_for_an_hourly_budget_takes_no_slot_of_the_other_budget() -> None:
     store = Store()
     one, other = (Process(store, reads=(2, 60.0), create=(1, HOUR)) for _ in range(2))
     await use(one.gate("create", "reads"))
@@ -80,12 +80,12 @@ async def test_a_request_that_waits_for_the_hourly_budget_holds_nothing_of_the_o
         await use(one.single["reads"])
     assert now() < 130.0
     assert await waiting == pytest.approx(HOUR, abs=2.0)
-    await closed([one, other])
+    await close_all([one, other])
 
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("at", [1.0, 60.055, 60.06, 60.065, 60.07, 60.075])
-async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
+async def test_a_cancelled_request_returns_all_its_slots(at: float) -> None:
     store = Store()
     one, other = (Process(store, a=(1, 60.0), b=(1, 60.0)) for _ in range(2))
     await use(one.gate("a", "b"), seconds=0.0)
@@ -94,30 +94,32 @@ async def test_who_is_cancelled_gives_all_slots_back(at: float) -> None:
     await asyncio.wait({first})
     end = await use(other.gate("a", "b"))
     assert end < (67.0 if first.cancelled() else 127.0)
-    await closed([one, other])
+    await close_all([one, other])
 
 
 @pytest.mark.looptime
-async def test_requests_for_one_budget_cannot_overtake_a_set_for_ever() -> None:
+async def test_requests_for_one_budget_do_not_starve_a_request_for_several_budgets() -> None:
     process = Process(Store(), reads=(3, 60.0), writes=(3, 60.0))
     done = asyncio.Event()
 
-    async def crowd(gate: Gate) -> None:
+    async def send_repeatedly(gate: Gate) -> None:
         while not done.is_set():
             await use(gate, seconds=3.0)
 
-    crowds = [asyncio.create_task(crowd(gate)) for gate in process.single.values() for _ in range(8)]
+    senders = [
+        asyncio.create_task(send_repeatedly(gate)) for gate in process.single.values() for _ in range(8)
+    ]
     await asyncio.sleep(100.0)
     assert await use(process.gate("reads", "writes")) < 320.0
     done.set()
-    await asyncio.gather(*crowds)
-    await closed([process])
+    await asyncio.gather(*senders)
+    await close_all([process])
 
 
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) -> None:
-    """An independent count per budget over all processes: sets, windows of a minute and an hour, any headers."""
+def test_no_window_of_any_budget_contains_more_requests_than_its_limit(data: st.DataObject) -> None:
+    """Count the requests of each budget over all processes, for any sets, windows, outages and headers."""
     seed = data.draw(st.integers(0, 10**6))
     show = data.draw(st.sampled_from([lambda headers, _: headers, lambda headers, _: None, wrong]))
     calls = data.draw(
@@ -151,7 +153,7 @@ def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) 
 
         work = [one(processes[index], names, at, n) for n, (index, names, at) in enumerate(calls)]
         await asyncio.gather(*work, *map(outage, outages), return_exceptions=True)
-        await closed(processes)
+        await close_all(processes)
         return client
 
     client = run(main())
@@ -162,23 +164,23 @@ def test_no_window_of_any_budget_holds_more_than_its_limit(data: st.DataObject) 
 
 @pytest.mark.looptime
 async def test_an_hourly_budget_that_cannot_be_divided_waits_for_the_store() -> None:
-    store, told, events = Store(processes=4), list[object](), Events()
+    store, received, events = Store(processes=4), list[object](), Events()
     process = Process(store, events=events)
     store.away = True
-    with events.subscribe(told.append):
+    with events.subscribe(received.append):
         waiting = asyncio.create_task(use(process.gate("agent", "generate")))
         await asyncio.sleep(300.0)
         assert not waiting.done()
         store.away = False
         assert await waiting < 310.0
-    lost = {event.budget: event.slots for event in told if isinstance(event, SharedWindowLost)}
+    lost = {event.budget: event.slots for event in received if isinstance(event, SharedWindowLost)}
     assert lost == {"agent": 1, "generate": 0}
-    await closed([process])
+    await close_all([process])
 
 
 @pytest.mark.looptime
 @pytest.mark.parametrize("is_away", [False, True])
-async def test_a_429_that_no_header_explains_holds_the_requests_of_its_set_in_all_processes(
+async def test_a_429_without_headers_holds_requests_for_the_same_budgets_in_all_processes(
     is_away: bool,
 ) -> None:
     store, limits = Store(processes=1), {"agent": (5, HOUR), "generate": (5, HOUR)}
@@ -189,16 +191,16 @@ async def test_a_429_that_no_header_explains_holds_the_requests_of_its_set_in_al
     again = asyncio.create_task(use(one.gate("agent", "generate")))
     await asyncio.sleep(1.0)
     store.away = False
-    await asyncio.sleep(60.0)  # a process that was without the store reports the hold when it is back
+    await asyncio.sleep(60.0)  # after an outage, the process reports the hold to the store
     assert await use(other.gate("agent")) < 70.0
     assert await use(other.gate("agent", "generate")) == pytest.approx(1800.0, abs=15.0)
     assert await again == pytest.approx(1800.0, abs=15.0)
     assert sum(gate.statistics().refused for gate in one.single.values()) == 1
-    await closed([one, other])
+    await close_all([one, other])
 
 
 @pytest.mark.looptime
-async def test_what_headers_say_holds_for_all_processes() -> None:
+async def test_rate_limit_headers_apply_to_all_processes() -> None:
     store = Store()
     one, other = Process(store), Process(store)
     client = Client(Server({**DOCUMENTED, "generate": (1, HOUR), "agent": (2, HOUR)}), Random(1))
@@ -206,12 +208,12 @@ async def test_what_headers_say_holds_for_all_processes() -> None:
         await client.call(process.gate("agent"), ("agent",))
     assert client.server.refused == []
     assert now() >= HOUR
-    await closed([one, other])
+    await close_all([one, other])
 
 
 class TestRunSlots:
     @pytest.mark.looptime
-    async def test_three_runs_of_all_processes_are_in_progress_at_most(self) -> None:
+    async def test_at_most_three_runs_of_all_processes_are_in_progress(self) -> None:
         store = Store()
         processes = [Process(store, runs=3, agent=(100, 60.0)) for _ in range(4)]
         in_progress, most, ends = set[str](), 0, list[float]()
@@ -231,7 +233,7 @@ class TestRunSlots:
         )
         assert most == 3
         assert max(ends) < 4 * 600.0 + 60.0
-        await closed(processes)
+        await close_all(processes)
 
     @pytest.mark.looptime
     async def test_a_start_that_waits_for_its_budget_holds_no_run_slot(self) -> None:
@@ -245,15 +247,15 @@ class TestRunSlots:
         assert await use(other.gate(*execute, starts=True), run="c", order=0) < 20.0
         other.runs.left("c")
         assert await waiting == pytest.approx(HOUR, abs=10.0)
-        await closed([one, other])
+        await close_all([one, other])
 
     @pytest.mark.looptime
-    async def test_a_budget_without_room_delays_a_start_only_until_it_has_room(self) -> None:
+    async def test_a_start_waits_no_longer_than_its_budget_requires(self) -> None:
         process = Process(Store(), runs=5, agent=(1, 1.0))
         gate = process.gate("agent", starts=True)
         ends = await asyncio.gather(*(use(gate, run=str(number)) for number in range(5)))
         assert max(ends) < 5.5
-        await closed([process])
+        await close_all([process])
 
     @pytest.mark.looptime
     async def test_a_slot_that_this_process_released_is_taken_at_once(self) -> None:
@@ -264,7 +266,7 @@ class TestRunSlots:
         await asyncio.sleep(1.0)
         process.runs.left("first")
         assert await waiting < 2.0
-        await closed([process])
+        await close_all([process])
 
     @pytest.mark.looptime
     @pytest.mark.parametrize("free_at", [41.0, 44.0])
@@ -287,25 +289,25 @@ class TestRunSlots:
         one.runs.left("first")
         await asyncio.gather(*work)
         assert order == ["execute", "generate"]
-        await closed([one, other])
+        await close_all([one, other])
 
     @pytest.mark.looptime
-    async def test_the_slot_of_a_dead_process_is_freed_by_who_takes_its_customer_over(self) -> None:
+    async def test_the_process_that_takes_over_a_customer_frees_the_slot_of_the_dead_process(self) -> None:
         store = Store()
-        dead, heir = (Process(store, runs=1, agent=(5, HOUR)) for _ in range(2))
+        dead, successor = (Process(store, runs=1, agent=(5, HOUR)) for _ in range(2))
         await use(dead.gate("agent", starts=True), run="a")
-        waiting = asyncio.create_task(use(heir.gate("agent", starts=True), run="b"))
+        waiting = asyncio.create_task(use(successor.gate("agent", starts=True), run="b"))
         await asyncio.sleep(FORGOTTEN - 100.0)
         assert not waiting.done()
-        heir.runs.seen("a")  # from the journal
+        successor.runs.seen("a")  # from the journal
         await asyncio.sleep(600.0)
         assert not waiting.done()
-        heir.runs.left("a")
+        successor.runs.left("a")
         assert await waiting < FORGOTTEN + 600.0
-        await closed([dead, heir])
+        await close_all([dead, successor])
 
     @pytest.mark.looptime
-    async def test_a_run_that_nobody_reports_any_more_counts_as_one_of_others(self) -> None:
+    async def test_a_run_that_no_process_reports_counts_as_a_run_of_another_client(self) -> None:
         store = Store()
         dead, other = (Process(store, runs=1, agent=(50, HOUR)) for _ in range(2))
         await use(dead.gate("agent", starts=True), run="a")
@@ -316,20 +318,20 @@ class TestRunSlots:
                 slot.too_many_runs(retry_after=None, listed=1)
         assert tries[0] == pytest.approx(FORGOTTEN, abs=10.0)
         assert [round((later - tries[0]) / 60) for later in tries] == [0, 1, 3]
-        await closed([dead, other])
+        await close_all([dead, other])
 
     @pytest.mark.looptime
-    async def test_a_429_of_one_process_holds_the_starts_of_all(self) -> None:
+    async def test_a_429_of_one_process_holds_the_starts_of_all_processes(self) -> None:
         store = Store()
         one, other = (Process(store, runs=3, agent=(50, HOUR)) for _ in range(2))
         async with one.gate("agent", starts=True).slot(run="a") as slot:
             slot.too_many_runs(retry_after=600.0, listed=3)
         assert await use(other.gate("agent", starts=True), run="b") == pytest.approx(600.0, abs=10.0)
         assert other.runs.statistics().refused == 1
-        await closed([one, other])
+        await close_all([one, other])
 
     @pytest.mark.looptime
-    async def test_a_store_that_lost_the_runs_is_told_again_before_another_one_starts(self) -> None:
+    async def test_runs_are_reported_to_a_store_that_lost_them_before_another_run_starts(self) -> None:
         store = Store()
         one, other = (Process(store, runs=1, agent=(50, HOUR)) for _ in range(2))
         await use(one.gate("agent", starts=True), run="a")
@@ -341,25 +343,25 @@ class TestRunSlots:
         assert not waiting.done()
         one.runs.left("a")
         assert await waiting < 2 * HOUR
-        await closed([one, other])
+        await close_all([one, other])
 
     @pytest.mark.looptime
-    async def test_without_the_store_no_run_is_started(self) -> None:
-        store, told, events = Store(), list[object](), Events()
+    async def test_no_run_is_started_during_an_outage_of_the_store(self) -> None:
+        store, received, events = Store(), list[object](), Events()
         process = Process(store, runs=3, events=events, agent=(50, 60.0))
         store.away = True
-        with events.subscribe(told.append):
+        with events.subscribe(received.append):
             waiting = asyncio.create_task(use(process.gate("agent", starts=True), run="a"))
             await asyncio.sleep(100.0)
             assert not waiting.done()
             store.away = False
             assert await waiting < 120.0
-        assert {event.budget for event in told if isinstance(event, SharedWindowLost)} == {"runs"}
-        await closed([process])
+        assert {event.budget for event in received if isinstance(event, SharedWindowLost)} == {"runs"}
+        await close_all([process])
 
 
 @pytest.mark.parametrize("phase", [None, 1234.0])
-def test_a_fleet_of_thirty_in_three_processes_ends_hardly_later_than_the_hourly_budget_allows(
+def test_a_fleet_in_three_processes_takes_at_most_2_percent_longer_than_the_budget_needs(
     phase: float | None,
 ) -> None:
     async def main() -> tuple[float, Client, int]:
@@ -384,7 +386,7 @@ def test_a_fleet_of_thirty_in_three_processes_ends_hardly_later_than_the_hourly_
 
         await asyncio.gather(*(customer(processes[n % 3], f"c{n}") for n in range(30)))
         took = now()
-        await closed(processes)
+        await close_all(processes)
         return took, client, most
 
     took, client, most = run(main())

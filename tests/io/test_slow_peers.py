@@ -1,4 +1,4 @@
-"""A peer that trickles cannot hold a request open; one that is slow, or waits for this program, can finish."""
+"""A peer below the minimum rate cannot keep a request open. The time that this program takes does not count."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +28,9 @@ async def serving(peer: Peer) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
 
-async def drip(writer: asyncio.StreamWriter, data: bytes, *, size: int = 1, every: float = 20.0) -> None:
+async def send_slowly(
+    writer: asyncio.StreamWriter, data: bytes, *, size: int = 1, every: float = 20.0
+) -> None:
     for start in range(0, len(data), size):
         writer.write(data[start : start + size])
         await writer.drain()
@@ -67,19 +69,19 @@ def elapsed() -> float:
 
 async def slow_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
-    await drip(writer, HEAD % 5 + b"hello")
+    await send_slowly(writer, HEAD % 5 + b"hello")
 
 
 async def slow_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     writer.write(HEAD % 1000)
-    await drip(writer, bytes(1000))
+    await send_slowly(writer, bytes(1000))
 
 
 async def late_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Take the body at once, and trickle the answer."""
+    """Read the body at once, and send the answer slowly."""
     await reader.readuntil(b"0\r\n\r\n")
-    await drip(writer, HEAD % 0)
+    await send_slowly(writer, HEAD % 0)
 
 
 async def never_reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,7 +103,7 @@ async def test_a_byte_in_20_seconds_does_not_keep_the_answer_to_an_upload_open()
     async with serving(late_answer) as url:
         with pytest.raises(Lost, match="no complete headers within 60") as lost:
             await fetch(url, Timeouts().streaming(), method="PUT", body=pieces(3, 1000, every=100.0))
-        assert 360.0 <= elapsed() <= 362.0  # the time that the source of the body took did not count
+        assert 360.0 <= elapsed() <= 362.0  # the time of the source of the body does not count
     assert lost.value.timed_out
 
 
@@ -113,7 +115,9 @@ async def test_a_byte_in_20_seconds_does_not_keep_the_answer_to_an_upload_open()
         (Timeouts(stall=None, min_rate=1e6, rate_window=5.0), "too slowly", 5.0),
     ],
 )
-async def test_a_body_that_is_not_taken_ends(timeouts: Timeouts, reason: str, ends: float) -> None:
+async def test_an_upload_that_the_peer_does_not_read_ends(
+    timeouts: Timeouts, reason: str, ends: float
+) -> None:
     async with serving(never_reads) as url:
         with pytest.raises(Lost, match=reason) as lost:
             await fetch(url, timeouts.streaming(), method="PUT", body=pieces(10_000))
@@ -125,7 +129,7 @@ async def test_a_download_below_the_minimum_rate_ends_and_one_above_it_does_not(
     async def at_50_bytes_a_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(HEAD % 30_000)
-        await drip(writer, bytes(30_000), size=50, every=1.0)
+        await send_slowly(writer, bytes(30_000), size=50, every=1.0)
 
     async with serving(at_50_bytes_a_second) as url:
         with pytest.raises(Lost, match="the body came too slowly: less than 100 bytes/s for 60 s"):
@@ -145,8 +149,8 @@ async def test_the_time_of_a_slow_reader_does_not_count() -> None:
     assert elapsed() >= 200.0
 
 
-async def test_a_silent_window_after_a_full_one_ends() -> None:
-    """With no time-out for silence."""
+async def test_a_download_without_a_byte_for_a_whole_rate_window_ends() -> None:
+    """The stall time-out is off."""
 
     async def begins(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -161,7 +165,7 @@ async def test_a_silent_window_after_a_full_one_ends() -> None:
 
 @pytest.mark.parametrize("field", ["connect", "headers", "total", "stall", "min_rate", "rate_window"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
-def test_a_limit_of_nothing_is_refused(field: str, value: float) -> None:
+def test_a_limit_that_is_not_positive_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidInput) as refused:
         Timeouts(**{field: value})
     assert refused.value.field == field

@@ -1,4 +1,4 @@
-"""What is written behind the caller's back is written, or said, and never outlives its block."""
+"""`WriteBehind` writes all data in a thread, raises the errors of the thread, and waits for it at the end."""
 
 import asyncio
 import os
@@ -14,8 +14,8 @@ from asyncmig._io.threads import WriteBehind, write_all
 BATCH = 2 * 1024 * 1024
 
 
-class Slow:
-    """A pipe: what is written to it waits until somebody reads."""
+class SlowPipe:
+    """A pipe whose writes block until `start_reading` is called."""
 
     def __init__(self) -> None:
         read, write = os.pipe()
@@ -29,18 +29,18 @@ class Slow:
             while chunk := self._end.read1():
                 self.size += len(chunk)
 
-    def go(self) -> None:
+    def start_reading(self) -> None:
         self._reader.start()
 
     def close(self) -> None:
-        """Wait until all was read."""
+        """Close the pipe, and wait until all data was read."""
         self.file.close()
         self._reader.join(10.0)
 
 
 @pytest.fixture
 def full() -> Iterator[IO[bytes]]:
-    """A file on a disk without space."""
+    """A file on a disk without free space."""
     with Path("/dev/full").open("wb", buffering=0) as file:
         yield file
 
@@ -54,15 +54,15 @@ async def test_chunks_are_written_in_their_order(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"".join(chunks)
 
 
-async def test_the_caller_goes_on_while_a_batch_is_written() -> None:
-    slow = Slow()
+async def test_the_caller_continues_while_a_batch_is_written() -> None:
+    slow = SlowPipe()
     async with WriteBehind(slow.file) as behind:
         await behind.write(bytes(BATCH))
         await behind.write(bytes(BATCH - 1))
         waits = asyncio.ensure_future(behind.write(b"x"))
         await asyncio.sleep(0.01)
-        assert not waits.done()  # no more than that is kept in memory
-        slow.go()
+        assert not waits.done()  # at most two batches are in memory
+        slow.start_reading()
         await waits
     slow.close()
     assert slow.size == 2 * BATCH
@@ -77,15 +77,15 @@ async def write(file: IO[bytes], *sizes: int, error: Exception | None = None) ->
 
 
 @pytest.mark.parametrize("sizes", [(1,), (BATCH,), (BATCH, BATCH), (BATCH, 1)])
-async def test_what_goes_wrong_is_raised_by_a_later_write_or_at_the_end(
+async def test_an_error_of_a_write_is_raised_by_a_later_write_or_at_the_end(
     full: IO[bytes], sizes: tuple[int, ...]
 ) -> None:
     with pytest.raises(OSError, match="No space"):
         await write(full, *sizes, error=KeyError("not reached") if sizes == (BATCH, BATCH) else None)
 
 
-async def test_leaving_waits_for_the_thread_whoever_cancels() -> None:
-    slow, left = Slow(), asyncio.Event()
+async def test_leaving_the_block_waits_for_the_thread_despite_cancellations() -> None:
+    slow, left = SlowPipe(), asyncio.Event()
 
     async def never_done() -> None:
         try:
@@ -101,20 +101,20 @@ async def test_leaving_waits_for_the_thread_whoever_cancels() -> None:
         task.cancel()
         await asyncio.sleep(0.01)
     assert not left.is_set()
-    slow.go()
+    slow.start_reading()
     with pytest.raises(asyncio.CancelledError):
         await task
     slow.close()
     assert slow.size == BATCH
 
 
-async def test_an_error_of_the_block_is_not_hidden_by_one_of_the_disk(full: IO[bytes]) -> None:
+async def test_an_error_of_the_block_is_not_replaced_by_an_error_of_the_disk(full: IO[bytes]) -> None:
     with pytest.raises(KeyError):
         await write(full, BATCH, error=KeyError("mine"))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4, 5, 2500])
-def test_all_is_written_however_little_of_it_the_system_takes(
+def test_all_data_is_written_if_the_system_writes_only_a_part_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     def writev(descriptor: int, pieces: Sequence[bytes]) -> int:

@@ -1,4 +1,4 @@
-"""The seam to the network: nothing is sent twice, no redirect is followed, what is lost is known to be lost."""
+"""The HTTP transport sends nothing twice, follows no redirect, and reports a lost answer as lost."""
 
 import asyncio
 import gzip
@@ -36,8 +36,8 @@ async def send(
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-async def test_a_reused_connection_that_breaks_is_not_used_for_a_second_try(method: str) -> None:
-    """aiohttp would send these methods again by itself, past every limiter."""
+async def test_a_request_on_a_reused_connection_that_breaks_is_not_sent_again(method: str) -> None:
+    """aiohttp itself would send these methods again, without the limiter."""
     calls = 0
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -59,10 +59,10 @@ async def test_a_reused_connection_that_breaks_is_not_used_for_a_second_try(meth
 
 
 @pytest.mark.parametrize(("is_repeatable", "connections"), [(False, 3), (True, 1)])
-async def test_requests_that_change_something_have_connections_of_their_own(
+async def test_requests_that_are_not_repeatable_use_new_connections(
     is_repeatable: bool, connections: int
 ) -> None:
-    """One that the server closed while it lay idle would leave their outcome unknown."""
+    """If the server closed an idle connection, the outcome of such a request would be unknown."""
     peers: set[object] = set()
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -82,7 +82,7 @@ async def test_requests_that_change_something_have_connections_of_their_own(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_an_answer_like_any_other(status: int) -> None:
+async def test_a_redirect_is_returned_and_not_followed(status: int) -> None:
     paths: list[str] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -96,7 +96,7 @@ async def test_a_redirect_is_an_answer_like_any_other(status: int) -> None:
     assert paths == ["/"]
 
 
-async def test_where_nobody_listens_nothing_was_sent() -> None:
+async def test_a_request_to_a_closed_port_is_reported_as_not_sent() -> None:
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -108,7 +108,7 @@ async def test_where_nobody_listens_nothing_was_sent() -> None:
     assert not lost.value.sent
 
 
-async def test_a_body_that_breaks_off_is_lost() -> None:
+async def test_a_truncated_body_is_reported_as_lost() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100"})
         await response.prepare(request)
@@ -124,7 +124,7 @@ async def test_a_body_that_breaks_off_is_lost() -> None:
         await transport.aclose()
 
 
-async def test_silence_is_a_time_out() -> None:
+async def test_a_request_without_an_answer_times_out() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)
         return web.Response()
@@ -138,8 +138,8 @@ async def test_silence_is_a_time_out() -> None:
     assert lost.value.sent
 
 
-async def test_a_body_that_nobody_takes_is_a_time_out() -> None:
-    """aiohttp's own time-outs begin when the body has gone."""
+async def test_an_upload_that_the_server_does_not_read_times_out() -> None:
+    """The time-outs of aiohttp begin only after the body was sent."""
     stalled = asyncio.Event()
 
     async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -195,7 +195,7 @@ async def test_no_error_shows_a_url() -> None:
     await transport.aclose()
 
 
-# Compression: asked for, and taken off
+# Compression
 
 
 @asynccontextmanager
@@ -229,7 +229,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("coding", "body"), BODIES.values(), ids=BODIES)
-async def test_compression_is_taken_off(coding: str, body: bytes) -> None:
+async def test_a_compressed_body_is_decompressed(coding: str, body: bytes) -> None:
     async with answering(body, Content_Encoding=coding) as (transport, url):
         assert await send(transport, url) == (200, TEXT)
 
@@ -237,7 +237,7 @@ async def test_compression_is_taken_off(coding: str, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
-        ("gzip", gzip.compress(TEXT)[:-1]),  # all the text, and no end
+        ("gzip", gzip.compress(TEXT)[:-1]),  # the whole text, but an incomplete trailer
         ("gzip", gzip.compress(TEXT)[:1000]),
         ("gzip", gzip.compress(TEXT) + b"something else"),
         ("gzip", TEXT),
@@ -246,19 +246,19 @@ async def test_compression_is_taken_off(coding: str, body: bytes) -> None:
         ("gzip, gzip", gzip.compress(gzip.compress(TEXT))),
     ],
 )
-async def test_a_compressed_body_that_is_not_whole_is_lost(coding: str, body: bytes) -> None:
-    """Although its length agrees: aiohttp takes the first two for whole."""
+async def test_an_incomplete_or_invalid_compressed_body_is_reported_as_lost(coding: str, body: bytes) -> None:
+    """`Content-Length` is correct. aiohttp would accept the first two bodies as complete."""
     async with answering(body, Content_Encoding=coding) as (transport, url):
         with pytest.raises(Lost):
             await send(transport, url)
 
 
-async def test_an_answer_without_a_body_needs_no_end() -> None:
+async def test_an_empty_body_with_a_content_encoding_is_accepted() -> None:
     async with answering(b"", Content_Encoding="gzip") as (transport, url):
         assert await send(transport, url) == (200, b"")
 
 
-async def test_a_bomb_needs_no_memory() -> None:
+async def test_a_decompression_bomb_is_read_in_little_memory() -> None:
     bomb, size = gzip.compress(bytes(1 << 24), 9), 0
     async with answering(bomb, Content_Encoding="gzip") as (transport, url):
         tracemalloc.start()
@@ -278,7 +278,7 @@ async def test_a_bomb_needs_no_memory() -> None:
 @pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 H\r\nA: b\r\n\r\n" * 2])
 @pytest.mark.parametrize("size", [1, 1000], ids="{} bytes at a time".format)
 @pytest.mark.parametrize("apart", [False, True])
-async def test_a_204_with_a_body_is_an_answer_and_ends_its_connection(
+async def test_a_204_with_a_body_is_accepted_and_ends_its_connection(
     interim: bytes, status: bytes, head: bytes, size: int, apart: bool
 ) -> None:
     connections: list[asyncio.Task[None] | None] = []
