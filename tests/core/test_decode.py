@@ -1,4 +1,4 @@
-"""What a preview API sends is decoded, or refused by a sentence that names the field; never anything else."""
+"""A reply is decoded, or refused with an error that names the field. It causes no other error."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ JSON = st.recursive(
 )
 
 
-def test_numbers_may_come_as_strings_and_what_is_unknown_passes() -> None:
+def test_numbers_may_be_strings_and_unknown_fields_are_ignored() -> None:
     state = decode(
         b'{"status": "completed", "novelty": [1], "report": {"inserted": "12", "invalidCellCount": "3"}}',
         wire.ImportState,
@@ -39,7 +39,7 @@ def test_numbers_may_come_as_strings_and_what_is_unknown_passes() -> None:
     assert (state.report.inserted, state.report.invalid_rows) == (12, 3)
 
 
-def test_null_for_what_is_optional_is_absence() -> None:
+def test_null_in_an_optional_field_means_absent() -> None:
     state = decode(
         b'{"status": "completed", "report": {"inserted": 1, "perSheet": null}, "progress_message": null}',
         wire.ImportState,
@@ -47,7 +47,7 @@ def test_null_for_what_is_optional_is_absence() -> None:
     assert state.report == ImportReport(inserted=1)
 
 
-def test_an_optional_field_of_a_new_shape_does_not_hide_the_rest() -> None:
+def test_an_optional_field_of_another_type_does_not_prevent_decoding() -> None:
     state = decode(
         b'{"status": "running", "report": [1, 2], "progress_message": {"percent": 5}, "error": 7}',
         wire.ImportState,
@@ -57,14 +57,14 @@ def test_an_optional_field_of_a_new_shape_does_not_hide_the_rest() -> None:
     assert state.error == "7"
 
 
-def test_what_is_no_text_in_a_text_is_replaced_and_the_rest_read() -> None:
-    """A server that cuts a sample in the middle of a character sends half a surrogate pair, or broken UTF-8."""
+def test_invalid_characters_in_a_text_are_replaced() -> None:
+    """A server that truncates a sample inside a character sends half a surrogate pair or invalid UTF-8."""
     body = rb'{"status": "\\ud83d", "error": "cut \ud83d", "progress_message": "\ud83d\ude00 \ude00\n"}'
     state = decode(b"\xef\xbb\xbf" + body.replace(b"cut", b"\xff"), wire.ImportState)
     assert (state.status, state.error, state.progress_message) == (r"\ud83d", "� �", "😀 �\n")
 
 
-def test_an_item_of_a_list_that_cannot_be_understood_hides_no_other() -> None:
+def test_an_undecodable_item_of_a_list_does_not_remove_other_items() -> None:
     hollow = '{"ok": true, "status": 200, "fields_confirmed": false}'
     state = decode(
         f'{{"status": "completed", "report": {{"results": [{hollow}, null, 7]}}}}'.encode(),
@@ -73,13 +73,13 @@ def test_an_item_of_a_list_that_cannot_be_understood_hides_no_other() -> None:
     assert state.report is not None
     assert (len(state.report.results), len(state.report.hollow)) == (3, 1)
     patch = decode(b'{"actions": [{"action": "keep"}, "erase"]}', Patch)
-    assert patch.is_destructive  # nobody knows what that does
+    assert patch.is_destructive  # the effect of an unknown action is not known
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b'{"status": ', b"[]", b"null", b'{"run": 1}', b'{"status": null}', b"\xff\xfe"]
 )
-def test_what_cannot_be_understood_is_one_kind_of_error(body: bytes) -> None:
+def test_an_undecodable_body_raises_unreadable(body: bytes) -> None:
     with pytest.raises(Unreadable):
         decode(body, wire.ImportState)
 
@@ -89,7 +89,7 @@ def test_the_error_names_the_field() -> None:
         decode(b'{"sources": [{"name": "x"}]}', wire.Sources)
 
 
-def test_an_action_that_cannot_be_read_makes_the_whole_patch_unsafe() -> None:
+def test_an_undecodable_action_makes_the_patch_destructive() -> None:
     patch = {"summary": "x", "actions": [{"action": "keep"}, "delete everything"]}
     state = decode(
         json.dumps({"status": "needs_attention", "needs_attention": {"proposed_patch": patch}}).encode(),
@@ -110,15 +110,13 @@ def test_an_action_that_cannot_be_read_makes_the_whole_patch_unsafe() -> None:
         (None, True),
     ],
 )
-def test_only_actions_that_are_known_to_be_harmless_are_harmless(
-    action: str | None, destructive: bool
-) -> None:
+def test_only_known_harmless_actions_are_not_destructive(action: str | None, destructive: bool) -> None:
     assert Action(action=action).is_destructive is destructive
 
 
 @pytest.mark.parametrize("kind", REPLIES, ids=lambda kind: kind.__name__)
 @given(value=JSON, names=st.data())
-def test_any_json_decodes_or_is_unreadable(
+def test_any_json_is_decoded_or_raises_unreadable(
     kind: type[msgspec.Struct], value: object, names: st.DataObject
 ) -> None:
     fields = [field.encode_name for field in msgspec.structs.fields(kind)]
@@ -133,12 +131,12 @@ def test_any_json_decodes_or_is_unreadable(
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_decode_or_are_unreadable(body: bytes) -> None:
+def test_random_bytes_raise_unreadable(body: bytes) -> None:
     with pytest.raises(Unreadable):
         decode(body, wire.CompanyCreated)
 
 
-# What is not strict JSON
+# JSON that is not strict
 
 STATUS = '"status": "completed"'
 
@@ -172,7 +170,7 @@ def test_another_encoding_of_unicode_is_read(encoding: str) -> None:
     assert (state.status, state.error) == ("completed", "Zürich")
 
 
-def test_what_is_no_number_is_null_where_a_number_is_expected_and_stays_text_in_a_text() -> None:
+def test_nan_and_infinity_become_null_as_numbers_and_are_unchanged_in_a_text() -> None:
     report = b'{"inserted": NaN, "invalidCellCount": 1e999}'
     text = b'"NaN, -Infinity \\" 1e999"'
     state = decode(b'{"status": "completed", "error": %b, "report": %b}' % (text, report), wire.ImportState)
@@ -193,20 +191,20 @@ def test_what_is_no_number_is_null_where_a_number_is_expected_and_stays_text_in_
         b'{"status": "completed"' + b"[" * 5000,
     ],
 )
-def test_what_is_cut_or_ambiguous_is_not_repaired(body: bytes) -> None:
+def test_truncated_or_ambiguous_json_is_not_repaired(body: bytes) -> None:
     with pytest.raises(Unreadable):
         decode(body, wire.ImportState)
 
 
 @given(JSON)
-def test_strict_json_needs_no_repair(value: object) -> None:
+def test_a_repair_does_not_change_strict_json(value: object) -> None:
     text = json.dumps(value)
     assume("Infinity" not in text)
     assert json.loads(repaired(text.encode())) == value
 
 
 @given(st.text(alphabet='{}[]",:\\u0dNaIfty1.e-\n\ud83d', max_size=40))
-def test_a_repair_of_anything_ends_in_bytes_or_unreadable(text: str) -> None:
+def test_a_repair_of_any_text_returns_bytes_or_raises_unreadable(text: str) -> None:
     with contextlib.suppress(Unreadable):
         assert isinstance(repaired(text.encode("utf-8", "surrogatepass")), bytes)
 
@@ -214,7 +212,7 @@ def test_a_repair_of_anything_ends_in_bytes_or_unreadable(text: str) -> None:
 # Bounds
 
 
-def test_strange_items_cost_a_bounded_number_of_conversions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_conversions_of_undecodable_items_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     count, convert = 0, msgspec.convert
 
     def counted(*args: object, **options: object) -> object:
@@ -230,7 +228,7 @@ def test_strange_items_cost_a_bounded_number_of_conversions(monkeypatch: pytest.
     assert state.status == "completed"
 
 
-def test_more_values_than_any_reply_has_are_not_decoded() -> None:
+def test_a_reply_with_too_many_values_is_refused() -> None:
     with pytest.raises(Unreadable, match="more than 1000000 values"):
         decode(b'{"status": "completed", "x": [' + b"{}," * 1_000_001 + b"{}]}", wire.ImportState)
     with pytest.raises(Unreadable, match="more than 1000000 tokens"):

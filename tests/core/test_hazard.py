@@ -1,4 +1,4 @@
-"""What is learnt of durations: by property, and against distributions that are known."""
+"""The learnt durations of runs: their properties, and their accuracy for known distributions."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from asyncmig._core.hazard import Hazard
 
 ages = st.floats(0.0, 9000.0)
-looks = st.lists(st.tuples(ages, st.floats(0.0, 3000.0), st.booleans()), max_size=40)
+observations = st.lists(st.tuples(ages, st.floats(0.0, 3000.0), st.booleans()), max_size=40)
 
 
 def learnt(observed: list[tuple[float, float, bool]]) -> Hazard:
@@ -23,8 +23,8 @@ def learnt(observed: list[tuple[float, float, bool]]) -> Hazard:
 
 
 @settings(deadline=None)
-@given(looks, ages, st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=8).map(sorted))
-def test_waiting_grows_with_the_time_unpolled_and_never_faster(
+@given(observations, ages, st.lists(st.floats(0.0, 5000.0), min_size=2, max_size=8).map(sorted))
+def test_waiting_grows_at_most_as_fast_as_the_unpolled_time(
     observed: list[tuple[float, float, bool]], low: float, unpolled: list[float]
 ) -> None:
     hazard = learnt(observed)
@@ -36,14 +36,14 @@ def test_waiting_grows_with_the_time_unpolled_and_never_faster(
 
 
 @settings(deadline=None)
-@given(looks, ages)
+@given(observations, ages)
 def test_waiting_has_no_bound(observed: list[tuple[float, float, bool]], low: float) -> None:
     hazard = learnt(observed)
-    assert hazard.waiting(low, low + 1e9) > 1e6  # so whatever was learnt, each run's turn comes
+    assert hazard.waiting(low, low + 1e9) > 1e6  # so each run is polled at some time
 
 
 def follow(hazard: Hazard, draw: Callable[[Random], float], runs: int, *, seed: int = 1) -> None:
-    """Let runs end as `draw` says, each looked at after U(20, 200) s, again and again."""
+    """Observe runs with durations from `draw`. Read each run every U(20, 200) s until it has ended."""
     rng = Random(seed)
     for _ in range(runs):
         end, seen = draw(rng), 0.0
@@ -66,7 +66,7 @@ def test_a_constant_hazard_is_learnt(mean: float) -> None:
     assert errors[2] < errors[1] < errors[0]
 
 
-def test_an_age_at_which_all_end_is_told_from_those_at_which_none_does() -> None:
+def test_the_rate_is_high_only_at_ages_at_which_runs_end() -> None:
     hazard = Hazard()
     before = hazard.rate(450.0)
     follow(hazard, lambda rng: rng.uniform(600.0, 900.0), 1000)
@@ -75,7 +75,7 @@ def test_an_age_at_which_all_end_is_told_from_those_at_which_none_does() -> None
     assert hazard.rate(850.0) > 1.5 * hazard.rate(650.0)
 
 
-def test_what_is_learnt_is_put_to_use() -> None:
+def test_observations_change_the_estimate() -> None:
     hazard = Hazard()
     before, edition = hazard.waiting(450.0, 550.0), hazard.edition
     follow(hazard, lambda rng: rng.uniform(600.0, 900.0), 200)

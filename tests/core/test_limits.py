@@ -1,4 +1,4 @@
-"""Limits as a value and as text."""
+"""`Limits` as a value and as a text."""
 
 import pickle
 
@@ -34,7 +34,7 @@ DOCUMENTED = "reads=30/60s,writes=10/60s,jobs=5/1h,agent=5/1h,create=1/1h,genera
         ("key=60/60s", Limits(key=Rate(60, 60.0))),
     ],
 )
-def test_a_text_is_read_and_written(text: str, limits: Limits) -> None:
+def test_a_text_is_parsed_and_formatted(text: str, limits: Limits) -> None:
     assert Limits.parse(text) == limits
     assert Limits.parse(str(limits)) == limits
     assert hash(Limits.parse(text)) == hash(limits)
@@ -55,7 +55,7 @@ def test_a_text_is_read_and_written(text: str, limits: Limits) -> None:
         "runs=x",
     ],
 )
-def test_another_text_is_refused(text: str) -> None:
+def test_an_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         Limits.parse(text)
     assert (refused.value.field, refused.value.value) == ("limits", text)
@@ -70,12 +70,12 @@ def test_budgets_must_be_rates(budgets: object) -> None:
 @pytest.mark.parametrize(
     "rate", [(0, 60.0), (-1, 60.0), (1, 0.0), (1, float("inf")), (1, float("nan")), (True, 60.0)]
 )
-def test_a_rate_that_lets_nothing_through_is_refused(rate: tuple[int, float]) -> None:
+def test_an_invalid_rate_is_refused(rate: tuple[int, float]) -> None:
     with pytest.raises(InvalidInput):
         Rate(*rate)
 
 
-def test_an_endpoint_charges_what_it_names_as_far_as_the_limits_have_it() -> None:
+def test_an_endpoint_charges_those_of_its_budgets_that_the_limits_define() -> None:
     assert set(charged(Limits.BY_CLASS, endpoint("agent", "generate"))) == {"agent", "generate"}
     assert charged(Limits.BY_CLASS, endpoint()) == {"GET /x": Rate()}
     assert charged(Limits.PER_ENDPOINT, endpoint("agent", "generate")) == {"GET /x": Rate()}
@@ -105,7 +105,7 @@ TEXTS = st.lists(
 
 @settings(max_examples=300)
 @given(TEXTS)
-def test_the_simulator_accepts_the_same_texts_and_means_the_same(text: str) -> None:
+def test_the_simulator_parses_each_text_like_the_client(text: str) -> None:
     try:
         ours = Limits.parse(text)
     except InvalidInput:

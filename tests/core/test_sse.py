@@ -1,4 +1,4 @@
-"""Server-sent events: every form that the standard allows, cut at any byte."""
+"""Server-sent events: every form that the standard allows, split at any byte."""
 
 import pytest
 from hypothesis import given
@@ -26,12 +26,12 @@ def decode(*pieces: bytes) -> list[Frame]:
     return [frame for piece in pieces for frame in decoder.feed(piece)]
 
 
-def test_every_legal_form_is_understood() -> None:
+def test_every_valid_form_is_decoded() -> None:
     assert decode(STREAM) == FRAMES
 
 
 @given(cuts=st.lists(st.integers(0, len(STREAM)), max_size=12).map(sorted))
-def test_any_cutting_of_the_bytes_gives_the_same_frames(cuts: list[int]) -> None:
+def test_any_split_of_the_bytes_gives_the_same_frames(cuts: list[int]) -> None:
     ends = [*cuts, len(STREAM)]
     assert decode(*(STREAM[a:b] for a, b in zip([0, *cuts], ends, strict=True))) == FRAMES
 
@@ -47,9 +47,7 @@ lines = st.sampled_from(["", "data: x", "data:", "event: a", ": c", "id: 1", "da
     parts=st.lists(st.tuples(lines, st.sampled_from(["\n", "\r", "\r\n"])), max_size=30),
     size=st.integers(1, 7),
 )
-def test_any_lines_with_any_ends_do_not_depend_on_the_cutting(
-    parts: list[tuple[str, str]], size: int
-) -> None:
+def test_the_frames_of_any_lines_do_not_depend_on_the_split(parts: list[tuple[str, str]], size: int) -> None:
     stream = "".join(line + end for line, end in parts).encode()
     assert decode(*(stream[at : at + size] for at in range(0, len(stream), size))) == decode(stream)
 
