@@ -1,4 +1,4 @@
-"""The rules of the second API generation: cells with JSON by their schema, long link rules, every rule enforced."""
+"""The rules of the second API generation: JSON schemas of cells, extended link rules, enforcement of every rule."""
 
 import json
 from pathlib import Path
@@ -26,8 +26,8 @@ def contacts(column: ColumnSpec) -> Template:
     return Template(id="contacts", name="Contacts", columns=(ColumnSpec(name="Email"), column))
 
 
-async def checked(folder: Path, *templates: Template, **cells: list[str]) -> dict[str, CheckedFile]:
-    """Write a file for each template, with these cells in the template's last column."""
+async def check_cells(folder: Path, *templates: Template, **cells: list[str]) -> dict[str, CheckedFile]:
+    """Write and check a file for each template. `cells` are the cells of its last column."""
     paths = []
     for template in templates:
         path = folder / f"{template.id}.csv"
@@ -55,9 +55,9 @@ def lines(file: CheckedFile, kind: str) -> list[int]:
         ({"type": "object", "additionalProperties": {"type": ["number", "string"]}}, ['{"a": null}']),
     ],
 )
-async def test_a_cell_with_a_schema_holds_json(schema: object, bad: list[str], tmp_path: Path) -> None:
+async def test_a_cell_is_checked_with_its_json_schema(schema: object, bad: list[str], tmp_path: Path) -> None:
     template = contacts(ColumnSpec(name="Price", schema=schema, pattern="never used"))
-    file = (await checked(tmp_path, template, contacts=[GOOD, *bad, ""]))["contacts"]
+    file = (await check_cells(tmp_path, template, contacts=[GOOD, *bad, ""]))["contacts"]
     assert lines(file, "schema") == [3 + n for n in range(min(len(bad), 5))]
     assert not file.notes
     assert not lines(file, "strict")
@@ -77,9 +77,11 @@ async def test_a_cell_with_a_schema_holds_json(schema: object, bad: list[str], t
         ("nonsense", "not an object"),
     ],
 )
-async def test_a_schema_that_cannot_be_checked_is_a_note(schema: object, reason: str, tmp_path: Path) -> None:
+async def test_a_schema_that_cannot_be_checked_causes_a_note(
+    schema: object, reason: str, tmp_path: Path
+) -> None:
     template = contacts(ColumnSpec(name="Price", schema=schema))
-    file = (await checked(tmp_path, template, contacts=[GOOD]))["contacts"]
+    file = (await check_cells(tmp_path, template, contacts=[GOOD]))["contacts"]
     assert not lines(file, "schema")
     assert any(reason in note for note in file.notes), file.notes
 
@@ -106,27 +108,27 @@ async def test_a_schema_that_cannot_be_checked_is_a_note(schema: object, reason:
     ],
     ids=["pattern", "self", "twice itself", "doubles", "unique", "multiple", "deep", "digits"],
 )
-async def test_no_schema_hangs(schema: object, cell: str, tmp_path: Path) -> None:
+async def test_the_check_of_each_schema_ends(schema: object, cell: str, tmp_path: Path) -> None:
     template = contacts(ColumnSpec(name="Price", schema=schema))
-    assert (await checked(tmp_path, template, contacts=[cell]))["contacts"].rows == 1
+    assert (await check_cells(tmp_path, template, contacts=[cell]))["contacts"].rows == 1
 
 
-async def test_every_rule_is_enforced_whatever_the_desired_rule_says(tmp_path: Path) -> None:
+async def test_every_rule_is_enforced_regardless_of_the_desired_rule(tmp_path: Path) -> None:
     column = ColumnSpec(
         name="Code",
         rule="none",
         pattern="^[A-Z]+$",
         links=(Link(template_id="contacts", column_name="Email"),),
     )
-    file = (await checked(tmp_path, contacts(column), contacts=["AB", "ab", "0@x.org"]))["contacts"]
+    file = (await check_cells(tmp_path, contacts(column), contacts=["AB", "ab", "0@x.org"]))["contacts"]
     assert lines(file, "strict") == [3, 4]
     assert lines(file, "link") == [2, 3]
 
 
-async def test_a_template_id_that_is_nested_too_deeply_as_json_is_a_name(tmp_path: Path) -> None:
+async def test_a_template_id_that_is_too_deeply_nested_json_is_treated_as_a_name(tmp_path: Path) -> None:
     link = Link(template_id="[" * 100_000, column_name="Email")
     column = ColumnSpec(name="Owner", rule="link", links=(link,))
-    file = (await checked(tmp_path, contacts(column), contacts=["x"]))["contacts"]
+    file = (await check_cells(tmp_path, contacts(column), contacts=["x"]))["contacts"]
     assert file.notes == ("Owner: the link rule is not checked: no file has the column it points to",)
 
 
@@ -157,7 +159,7 @@ FIRMS = Template(id="firms", name="Firms", columns=(ColumnSpec(name="Short"), Co
         "keys are mapped",
     ],
 )
-async def test_long_link_rules(
+async def test_extended_link_rules_are_checked(
     link: dict[str, object], cells: list[str], bad: list[int], tmp_path: Path
 ) -> None:
     body = {"slug": "deals", "name": "Deals", "columns": [{"name": "Title"}]}
@@ -167,7 +169,7 @@ async def test_long_link_rules(
 
     deals = decode(json.dumps(body).encode(), Template)
     keys = Template(id="json", name="Json", columns=(ColumnSpec(name="Label"), ColumnSpec(name="Key")))
-    found = await checked(
+    found = await check_cells(
         tmp_path,
         deals,
         PEOPLE,
