@@ -16,7 +16,7 @@ BAD = b"Email,First Name,Last Name\nd@x.org,Di,O\nd@x.org,Di,O\n"
 
 
 class Server:
-    """One company, and a clock that the test moves."""
+    """One company, and a clock that the test sets."""
 
     def __init__(self, **variants: Any) -> None:
         self.world = World(
@@ -69,12 +69,12 @@ class Server:
         return f"{self.path}/imports/{run['run_id']}"
 
     def rows(self) -> int:
-        """Return how many rows the contacts have."""
+        """Return the number of rows of the contacts."""
         text = self.call("GET", f"{self.path}/export.csv", sheet_id=self.sheet, filter="all")[1]
         return len(text.splitlines()) - 1
 
 
-def test_a_rejected_import_leaves_the_rows_of_an_earlier_one() -> None:
+def test_a_rejected_import_keeps_the_rows_of_an_earlier_one() -> None:
     server = Server()
     server.run(GOOD, "first")
     path = server.run(BAD, "second")
@@ -85,7 +85,7 @@ def test_a_rejected_import_leaves_the_rows_of_an_earlier_one() -> None:
     assert server.rows() == 2
 
 
-def test_a_park_that_expired_inserted_nothing() -> None:
+def test_an_expired_park_inserts_no_rows() -> None:
     server = Server(park_lasts=60.0)
     path = server.run(BAD, "only")
     assert server.call("GET", path)[1]["status"] == "needs_attention"
@@ -112,29 +112,29 @@ def test_a_second_import_appends_or_replaces(second: str, rows: int) -> None:
     assert server.rows() == rows
 
 
-@pytest.mark.parametrize(("served", "status"), [("several", 201), ("one", 400)])
-def test_an_upload_serves_several_imports_or_one(served: str, status: int) -> None:
-    server = Server(upload_refs=served)
+@pytest.mark.parametrize(("uses", "status"), [("several", 201), ("one", 400)])
+def test_an_upload_can_be_used_for_several_imports_or_for_one(uses: str, status: int) -> None:
+    server = Server(upload_refs=uses)
     ref = server.upload(GOOD)
     assert server.start(ref, "first")[0] == 201
     server.now += RUN_TAKES + 1
     assert server.start(ref, "second")[0] == status
-    assert server.start(ref, "first")[0] == 200  # the same payload is no new import
+    assert server.start(ref, "first")[0] == 200  # the same payload starts no new import
 
 
 @pytest.mark.parametrize(("counts", "status"), [(True, 409), (False, 200)])
-def test_a_repeat_with_a_fresh_upload_is_another_payload_or_not(counts: bool, status: int) -> None:
+def test_a_new_upload_changes_the_payload_of_a_repeated_import_or_not(counts: bool, status: int) -> None:
     server = Server(refs_count=counts)
     assert server.start(server.upload(GOOD), "key")[0] == 201
     assert server.start(server.upload(GOOD), "key")[0] == status
 
 
 @pytest.mark.parametrize("status", [200, 201])
-def test_an_upload_is_answered_with_either_status(status: int) -> None:
+def test_an_upload_is_answered_with_the_status_of_the_variant(status: int) -> None:
     assert Server(upload_status=status).upload(GOOD)
 
 
-def test_a_new_export_is_unknown_for_some_seconds_as_an_import_is() -> None:
+def test_a_new_export_is_unknown_for_some_seconds() -> None:
     server = Server(lag=5.0, strange_status="paused")
     server.run(GOOD, "import")
     body = {"mode": "full", "idempotency_key": "export"}
@@ -146,14 +146,14 @@ def test_a_new_export_is_unknown_for_some_seconds_as_an_import_is() -> None:
 
 
 @pytest.mark.parametrize("has_text", [True, False])
-def test_every_error_has_a_text_or_none_has(has_text: bool) -> None:
+def test_all_errors_have_a_text_or_none_has(has_text: bool) -> None:
     server = Server(error_body=has_text)
     for key, path, status in ((KEY, "/companies/x/imports", 404), ("other", "/sources", 401)):
         assert server.call("GET", path, key=key)[0] == status
         assert bool(server.call("GET", path, key=key)[1]) == has_text
 
 
-def test_a_name_that_is_taken_is_no_malformed_request() -> None:
+def test_a_duplicate_name_does_not_count_as_a_malformed_request() -> None:
     server = Server()
     body = {"name": "Acme", "source": next(iter(SOURCES))}
     assert server.call("POST", "/companies", body)[0] == 400
@@ -180,7 +180,7 @@ def test_a_key_leak_is_counted() -> None:
     ],
     ids=str,
 )
-def test_an_answer_is_one_that_its_question_allows(answer: dict[str, str], status: int) -> None:
+def test_only_answers_that_the_question_allows_are_accepted(answer: dict[str, str], status: int) -> None:
     server = Server()
     path = server.run(BAD, "only")
     assert server.call("GET", path)[1]["needs_attention"]["questions"][0]["allow_custom"] is False

@@ -1,4 +1,4 @@
-"""The ways of counting, one call after the other."""
+"""The counting methods of the simulated rate limits."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ def allowed(server: RateLimit, times: Iterable[float]) -> list[bool]:
     return [server.allow(at) for at in times]
 
 
-def test_a_fixed_window_forgets_at_its_end() -> None:
+def test_a_fixed_window_resets_at_its_end() -> None:
     assert allowed(FixedWindow(2, 10.0), [0, 1, 2, 9.9, 10, 11, 12]) == [
         True,
         True,
@@ -35,11 +35,11 @@ def test_a_fixed_window_begins_at_its_phase() -> None:
     ]
 
 
-def test_a_sliding_log_forgets_each_call_a_window_after_it() -> None:
+def test_a_sliding_log_removes_each_call_after_one_window() -> None:
     assert allowed(SlidingLog(2, 10.0), [0, 9, 9.5, 10, 18.9, 19]) == [True, True, False, True, False, True]
 
 
-def test_a_sliding_counter_weighs_the_window_before() -> None:
+def test_a_sliding_counter_counts_a_weighted_part_of_the_previous_window() -> None:
     server = SlidingCounter(4, 10.0)
     assert allowed(server, [0, 1, 2, 3, 4]) == [True] * 4 + [False]
     assert allowed(server, [10.0, 12.4, 12.6, 15.1, 15.2]) == [False, True, True, True, False]
@@ -63,7 +63,7 @@ def test_a_bucket_refills_to_its_size_and_not_above() -> None:
     ],
     ids=["fixed", "log", "counter", "bucket"],
 )
-def test_who_hammers_where_rejects_count_is_kept_out(patient: RateLimit, strict: RateLimit) -> None:
+def test_frequent_calls_stay_refused_if_refused_calls_count(patient: RateLimit, strict: RateLimit) -> None:
     calls = [n * 0.7 for n in range(200)]
     assert sum(allowed(strict, calls)) <= sum(allowed(patient, calls))
     if not isinstance(strict, FixedWindow):
@@ -71,7 +71,7 @@ def test_who_hammers_where_rejects_count_is_kept_out(patient: RateLimit, strict:
 
 
 @given(st.lists(st.floats(0.0, 100.0)).map(sorted), st.integers(1, 5))
-def test_no_window_of_a_log_holds_more_than_the_limit(calls: list[float], limit: int) -> None:
+def test_no_window_of_a_log_contains_more_calls_than_the_limit(calls: list[float], limit: int) -> None:
     server = SlidingLog(limit, 10.0)
     passed = [at for at in calls if server.allow(at)]
     assert all(late - early >= 10.0 - 1e-9 for early, late in zip(passed, passed[limit:], strict=False))

@@ -34,7 +34,7 @@ FREE = Limits.parse("per-endpoint")
 
 
 class Client:
-    """Plain HTTP."""
+    """Sends requests over plain HTTP."""
 
     def __init__(self, http: aiohttp.ClientSession, base_url: str, world: World) -> None:
         self.http, self.base_url, self.world = http, base_url, world
@@ -72,11 +72,11 @@ class Client:
         return f"{path}/runs/{run_id}", await self.ok("GET", f"{path}/runs/{run_id}")
 
 
-Opens = Callable[..., AbstractAsyncContextManager[Client]]
+OpenClient = Callable[..., AbstractAsyncContextManager[Client]]
 
 
 @pytest.fixture
-def opens() -> Opens:
+def open_client() -> OpenClient:
     @asynccontextmanager
     async def client(**options: Any) -> AsyncGenerator[Client]:
         world = World(key=KEY, **{"pace": AT_ONCE, "limits": FREE, **options})
@@ -86,8 +86,8 @@ def opens() -> Opens:
     return client
 
 
-async def test_a_customer_goes_from_upload_to_download(opens: Opens) -> None:
-    async with opens() as client:
+async def test_a_customer_can_be_migrated_from_upload_to_download(open_client: OpenClient) -> None:
+    async with open_client() as client:
         path = await client.migration()
         _, run = await client.start(path, "generate")
         assert run["status"] == "awaiting_approval"
@@ -109,7 +109,7 @@ async def test_a_customer_goes_from_upload_to_download(opens: Opens) -> None:
         assert client.world.verdict(0.0).executed_twice == 0
 
 
-async def test_each_sheet_of_a_workbook_is_a_table(opens: Opens) -> None:
+async def test_each_sheet_of_a_workbook_is_a_table(open_client: OpenClient) -> None:
     book = openpyxl.Workbook()
     contacts = book.active
     for row in (
@@ -120,7 +120,7 @@ async def test_each_sheet_of_a_workbook_is_a_table(opens: Opens) -> None:
         contacts.append(row)
     file = io.BytesIO()
     book.save(file)
-    async with opens() as client:
+    async with open_client() as client:
         body = {"name": "Acme", "source": "HubSpot", "external_id": "acme"}
         path = f"/migrations/{(await client.ok('POST', '/migrations', body))['migration']['id']}"
         await client.upload(path, "contacts.xlsx", file.getvalue(), XLSX)
@@ -131,8 +131,8 @@ async def test_each_sheet_of_a_workbook_is_a_table(opens: Opens) -> None:
     assert [row[0] for row in rows[1:]] == ["a@x.org", "b@x.org"]
 
 
-async def test_the_stream_of_a_finished_run_ends_with_done(opens: Opens) -> None:
-    async with opens() as client:
+async def test_the_stream_of_a_finished_run_ends_with_done(open_client: OpenClient) -> None:
+    async with open_client() as client:
         path = await client.migration()
         await client.start(path, "generate")
         text = await client.ok("GET", f"{path}/thread/stream?after=0")
@@ -146,8 +146,8 @@ async def test_the_stream_of_a_finished_run_ends_with_done(opens: Opens) -> None
         assert snapshot["events"][-1]["type"] == "preview"
 
 
-async def test_duplicates_raise_a_question_and_its_answer_counts(opens: Opens) -> None:
-    async with opens() as client:
+async def test_duplicates_raise_a_question_and_its_answer_is_applied(open_client: OpenClient) -> None:
+    async with open_client() as client:
         path = await client.migration(content=CONTACTS + b"a@x.org,Ada,L,1\r\n")
         run_path, run = await client.start(path, "generate")
         assert (run["status"], run["blocked_reason"]) == ("blocked", "question")
@@ -160,7 +160,7 @@ async def test_duplicates_raise_a_question_and_its_answer_counts(opens: Opens) -
         assert run["report"]["inserted"] == 3
 
 
-async def test_a_script_asks_and_fails(opens: Opens) -> None:
+async def test_a_script_can_block_a_run_and_fail_a_run(open_client: OpenClient) -> None:
     blocks = {
         "generate": [
             Block(questions=(Question(text="Why?"),)),
@@ -168,7 +168,7 @@ async def test_a_script_asks_and_fails(opens: Opens) -> None:
         ]
     }
     script = Script(blocks=blocks, fails={"execute": "The engine stopped"})
-    async with opens(scripts={"acme": script}) as client:
+    async with open_client(scripts={"acme": script}) as client:
         path = await client.migration()
         run_path, run = await client.start(path, "generate")
         assert run["questions"][0]["question"] == "Why?"
@@ -186,8 +186,8 @@ async def test_a_script_asks_and_fails(opens: Opens) -> None:
         assert (await client.ok("GET", f"{path}/log"))["runs"][-1]["outcome"]["rows_written"] == 1
 
 
-async def test_an_update_changes_the_preview_and_a_clarify_does_not(opens: Opens) -> None:
-    async with opens() as client:
+async def test_an_update_changes_the_preview_and_a_clarify_does_not(open_client: OpenClient) -> None:
+    async with open_client() as client:
         path = await client.migration()
         await client.start(path, "generate")
         await client.start(path, "clarify", message="How many rows?")
@@ -196,8 +196,8 @@ async def test_an_update_changes_the_preview_and_a_clarify_does_not(opens: Opens
         assert (run["report"]["inserted"], run["report"]["invalidCellCount"]) == (2, 0)
 
 
-async def test_an_export_job_gives_a_link_that_needs_no_key(opens: Opens) -> None:
-    async with opens() as client:
+async def test_an_export_job_gives_a_link_that_needs_no_key(open_client: OpenClient) -> None:
+    async with open_client() as client:
         path = await client.migration()
         await client.start(path, "generate")
         await client.start(path, "execute")
@@ -208,8 +208,8 @@ async def test_an_export_job_gives_a_link_that_needs_no_key(opens: Opens) -> Non
         assert names == ["contacts.csv", "deals.csv"]
 
 
-async def test_the_judge_counts_what_was_done_twice(opens: Opens) -> None:
-    async with opens() as client:
+async def test_the_verdict_counts_repeated_uploads_and_runs(open_client: OpenClient) -> None:
+    async with open_client() as client:
         path = await client.migration()
         for _ in range(2):
             await client.upload(path, "notes.csv", b"Remark\r\nnone\r\n")
@@ -219,14 +219,14 @@ async def test_the_judge_counts_what_was_done_twice(opens: Opens) -> None:
         assert (verdict.uploaded_twice, verdict.generated_twice, verdict.executed_twice) == (1, 1, 1)
 
 
-async def test_a_preflight_of_the_storage_is_answered(opens: Opens) -> None:
-    async with opens() as client, client.http.options(f"{client.world.storage_url}/upload/x") as reply:
+async def test_the_storage_answers_a_cors_preflight(open_client: OpenClient) -> None:
+    async with open_client() as client, client.http.options(f"{client.world.storage_url}/upload/x") as reply:
         assert reply.status == 204
         assert reply.headers["Access-Control-Allow-Origin"] == "*"
 
 
-async def test_limits_by_class_refuse_with_headers(opens: Opens) -> None:
-    async with opens(limits=Limits.parse("create=2/1h")) as client:
+async def test_a_refusal_by_class_limits_has_headers(open_client: OpenClient) -> None:
+    async with open_client(limits=Limits.parse("create=2/1h")) as client:
         for number in range(2):
             await client.ok("POST", "/migrations", {"name": f"m{number}"})
         async with client.http.post(
@@ -237,17 +237,19 @@ async def test_limits_by_class_refuse_with_headers(opens: Opens) -> None:
             assert 0 < int(reply.headers["Retry-After"]) <= 3600
 
 
-async def test_an_update_that_speaks_of_generate_charges_no_generate(opens: Opens) -> None:
-    async with opens(limits=Limits.parse("by-class")) as client:
+async def test_an_update_with_generate_as_its_message_does_not_charge_generate(
+    open_client: OpenClient,
+) -> None:
+    async with open_client(limits=Limits.parse("by-class")) as client:
         path = await client.migration()
         await client.start(path, "generate")
         status, _ = await client.call("POST", f"{path}/runs", {"kind": "update", "message": "generate"})
         assert status == 201
 
 
-async def test_a_fourth_run_is_refused_with_the_list_of_the_others(opens: Opens) -> None:
+async def test_a_fourth_run_is_refused_with_the_list_of_the_others(open_client: OpenClient) -> None:
     limits = Limits(rates={})
-    async with opens(limits=limits, pace=RunDurations(base=1000.0)) as client:
+    async with open_client(limits=limits, pace=RunDurations(base=1000.0)) as client:
         paths = [await client.migration(f"m{number}") for number in range(4)]
         for path in paths[:3]:
             await client.ok("POST", f"{path}/runs", {"kind": "generate"})
@@ -261,8 +263,8 @@ async def test_a_fourth_run_is_refused_with_the_list_of_the_others(opens: Opens)
         assert client.world.verdict(0.0).starts_beyond_three == 1
 
 
-async def test_sources_templates_knowledge_and_connections(opens: Opens) -> None:
-    async with opens() as client:
+async def test_sources_templates_knowledge_and_connections_can_be_changed(open_client: OpenClient) -> None:
+    async with open_client() as client:
         source = await client.ok("PATCH", "/sources/Salesforce%20(AU)", {"name": "Salesforce (NZ)"})
         assert source["source"]["name"] == "Salesforce (NZ)"
         template = await client.ok("PATCH", "/templates/deals", {"columns": [{"name": "Contact"}]})
@@ -279,14 +281,14 @@ async def test_sources_templates_knowledge_and_connections(opens: Opens) -> None
         assert (await client.ok("DELETE", f"{path}/source-connection"))["deleted"] is True
 
 
-def test_every_silence_has_readings() -> None:
+def test_every_silence_of_the_contract_has_several_readings() -> None:
     assert list(SILENCES) == list(range(1, 22))
     assert all(len(readings) > 1 for fields in SILENCES.values() for readings in fields.values())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-async def test_reads_are_answered_under_every_variant(opens: Opens, name: str) -> None:
-    async with opens(variants=Variants().having(name, 0.5)) as client:
+async def test_reads_are_answered_under_every_variant(open_client: OpenClient, name: str) -> None:
+    async with open_client(variants=Variants().having(name, 0.5)) as client:
         status, _ = await client.call("POST", "/migrations", {"name": "Acme", "external_id": "acme"})
         assert status in (200, 201, 403) or (name, status) == ("region=closed", 409)
         for migration_id in client.world.migrations:

@@ -1,4 +1,4 @@
-"""The simulator of the second API generation as a function of the time: what changes with it, and the judge."""
+"""The simulator of the second API generation as a function of the time: delays, expiry, limits and the verdict."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ ASKS = Script(blocks={"generate": [Block(questions=(Question(text="Why?"),))]})
 
 
 class Server:
-    """One migration with one file, and a clock that the test moves."""
+    """One migration with one file, and a clock that the test sets."""
 
     def __init__(self, script: Script | None = None, *, limits: Limits = FREE, **variants: Any) -> None:
         self.world = World(
@@ -93,16 +93,16 @@ def with_file(script: Script | None = None, **variants: Any) -> Server:
     return server
 
 
-def test_the_old_end_is_shown_for_a_while() -> None:
+def test_an_old_status_is_shown_for_a_time_after_the_end_of_a_run() -> None:
     server = with_file(old_end=20.0)
     server.run("generate")
-    server.run("execute")  # has ended in fact
+    server.run("execute")  # this run has ended
     assert server.read() == "awaiting_approval"
     server.now += 20
     assert server.read() == "completed"
 
 
-def test_the_old_block_is_shown_for_a_while() -> None:
+def test_a_block_is_shown_for_a_time_after_its_answer() -> None:
     server = with_file(ASKS, old_block=5.0)
     server.run("generate")
     assert server.answer() == 200
@@ -112,28 +112,28 @@ def test_the_old_block_is_shown_for_a_while() -> None:
     assert server.answer() == 409
 
 
-@pytest.mark.parametrize("lives", [None, 1800.0])
-def test_a_blocked_run_lives_for_ever_or_is_swept(lives: float | None) -> None:
-    server = with_file(ASKS, blocked_lives=lives)
+@pytest.mark.parametrize("lifetime", [None, 1800.0])
+def test_a_blocked_run_waits_without_limit_or_fails_after_its_lifetime(lifetime: float | None) -> None:
+    server = with_file(ASKS, blocked_lives=lifetime)
     server.run("generate")
     server.now += 1700
     assert server.read() == "blocked"
     server.now += 1e6
-    assert server.read() == ("blocked" if lives is None else "failed")
+    assert server.read() == ("blocked" if lifetime is None else "failed")
 
 
-@pytest.mark.parametrize("lives", [None, 3600.0])
-def test_a_preview_lives_for_ever_or_can_no_longer_be_resumed(lives: float | None) -> None:
-    server = with_file(preview_lives=lives)
+@pytest.mark.parametrize("lifetime", [None, 3600.0])
+def test_a_preview_can_be_executed_without_limit_or_during_its_lifetime(lifetime: float | None) -> None:
+    server = with_file(preview_lives=lifetime)
     server.run("generate")
     server.now += 1e6
-    assert server.start("execute") == (201 if lives is None else 409)
-    if lives is not None:
+    assert server.start("execute") == (201 if lifetime is None else 409)
+    if lifetime is not None:
         assert server.start("generate") == 201
         assert server.world.verdict(server.now).generated_twice == 0
 
 
-def test_retention_deletes_what_rests() -> None:
+def test_retention_deletes_an_inactive_migration() -> None:
     server = with_file(retention=7200.0)
     server.run("generate")
     server.now += 7100
@@ -144,7 +144,7 @@ def test_retention_deletes_what_rests() -> None:
     assert server.world.verdict(server.now).duplicate_migrations == 0
 
 
-def test_what_is_new_is_unknown_for_some_seconds() -> None:
+def test_new_objects_are_unknown_for_some_seconds() -> None:
     server = Server(lag=5.0)
     assert server.call("GET", f"{server.path}/files")[0] == 404
     server.now += 5
@@ -158,7 +158,7 @@ def test_what_is_new_is_unknown_for_some_seconds() -> None:
     assert server.call("GET", f"{server.path}/preview")[0] == 200
 
 
-def test_a_signed_url_expires_and_is_used_once() -> None:
+def test_a_signed_url_expires_and_can_be_used_once() -> None:
     server = Server(url_lives=30.0)
     late, used = server.url("late.csv"), server.url("used.csv")
     server.now += 29
@@ -168,7 +168,7 @@ def test_a_signed_url_expires_and_is_used_once() -> None:
     assert len(server.call("GET", f"{server.path}/files")[1]["files"]) == 1
 
 
-def test_a_cancel_takes_a_while_and_keeps_its_place() -> None:
+def test_a_run_keeps_its_run_slot_until_its_cancellation_is_complete() -> None:
     server = with_file(cancel_takes=20.0, limits=Limits(rates={}, runs=1))
     server.start("generate")
     assert server.cancel() == 200
@@ -179,7 +179,7 @@ def test_a_cancel_takes_a_while_and_keeps_its_place() -> None:
     assert server.start("generate") == 201
 
 
-def test_the_agent_listens_after_some_seconds() -> None:
+def test_answers_are_refused_for_some_seconds_after_a_block() -> None:
     server = with_file(ASKS, listens_after=3.0)
     server.start("generate")
     server.now += RUN_TAKES
@@ -188,7 +188,7 @@ def test_the_agent_listens_after_some_seconds() -> None:
     assert server.answer() == 200
 
 
-def test_a_dead_engine_is_swept_to_failed() -> None:
+def test_a_run_of_a_dead_engine_fails_after_some_minutes() -> None:
     server = with_file(zombies=1.0)
     server.run("generate")
     assert server.read() == "running"
@@ -197,7 +197,7 @@ def test_a_dead_engine_is_swept_to_failed() -> None:
 
 
 @pytest.mark.parametrize(("expired", "seen"), [("gone", (410, None)), ("no-link", (200, None))])
-def test_an_export_has_a_link_late_and_not_for_ever(expired: str, seen: tuple[int, None]) -> None:
+def test_an_export_gets_its_link_late_and_the_link_expires(expired: str, seen: tuple[int, None]) -> None:
     server = with_file(late_url=5.0, expired_job=expired)
     server.run("generate")
     server.run("execute")
@@ -237,7 +237,7 @@ def test_an_export_may_fail(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("shown", "closed"), [("listed", True), ("none", False), ("none-closed", True)])
-def test_options_are_shown_or_not(shown: str, closed: bool) -> None:
+def test_the_variant_decides_whether_options_are_shown(shown: str, closed: bool) -> None:
     question = Question(text="Which?", options=("A", "B"), allow_custom=False)
     server = with_file(Script(blocks={"generate": [Block(questions=(question,))]}), options=shown)
     server.run("generate")
@@ -275,7 +275,7 @@ def test_the_thread_has_questions_in_each_shape(shape: str, shown: object) -> No
 
 
 @pytest.mark.parametrize(("parent", "flaws"), [("Acme", 0), ("Nobody", 1)])
-def test_a_link_is_enforced_beside_a_schema(parent: str, flaws: int) -> None:
+def test_a_link_is_enforced_in_addition_to_a_schema(parent: str, flaws: int) -> None:
     companies = Schema(slug="companies", name="Companies", columns=(Column(name="Name"),))
     link = {"templateId": "companies", "columnName": "Name", "valuePath": "name"}
     parent_column = Column(name="Parent", schema={"type": "object"}, link_rule=(link,))
@@ -290,7 +290,7 @@ def test_a_link_is_enforced_beside_a_schema(parent: str, flaws: int) -> None:
 # Limits
 
 
-def test_a_refusal_for_want_of_a_place_shows_the_status_of_each_run() -> None:
+def test_a_refusal_by_the_run_limit_shows_the_status_of_each_run() -> None:
     server = with_file(ASKS, limits=Limits(rates={}, runs=1))
     server.run("generate")
     assert server.read() == "blocked"
@@ -301,7 +301,7 @@ def test_a_refusal_for_want_of_a_place_shows_the_status_of_each_run() -> None:
     assert (status, [run["status"] for run in body["runs"]]) == (429, ["blocked"])
 
 
-def test_others_take_places_and_that_is_nobodys_fault() -> None:
+def test_runs_of_other_clients_take_run_slots_and_cause_no_fault() -> None:
     server = with_file(foreign_runs=2, limits=Limits(rates={}, runs=1), concurrency_wait=None)
     statuses = set[int]()
     for _ in range(30):
@@ -341,10 +341,10 @@ def test_a_refused_request_counts_in_all_of_its_budgets_or_in_none(kind: Any, co
     assert budgets.admit(["agent"], 4.0) == (not counts)
 
 
-# The judge
+# The verdict
 
 
-def test_a_needed_generate_is_no_repeat() -> None:
+def test_a_necessary_generate_does_not_count_as_repeated() -> None:
     server = with_file(Script(fails={"generate": "Broken", "update": "Broken"}))
     server.run("generate")  # fails
     server.run("generate")
@@ -358,7 +358,7 @@ def test_a_needed_generate_is_no_repeat() -> None:
     assert server.world.verdict(server.now).generated_twice == 1
 
 
-def test_an_execute_is_repeated_whatever_was_generated_meanwhile() -> None:
+def test_a_second_execute_counts_as_repeated_despite_a_generate_between_them() -> None:
     server = with_file()
     server.run("generate")
     server.run("execute")
@@ -376,7 +376,7 @@ def test_an_execute_is_repeated_whatever_was_generated_meanwhile() -> None:
     assert server.world.verdict(server.now).executed_twice == 1
 
 
-def test_a_failed_execute_that_wrote_rows_must_not_be_repeated() -> None:
+def test_an_execute_after_a_failed_one_that_wrote_rows_counts_as_repeated() -> None:
     server = with_file(Script(fails={"execute": "Broken"}))
     server.run("generate")
     server.run("execute")

@@ -1,4 +1,4 @@
-"""What the simulator sends is what the contract says, and the client makes the workbook of it again."""
+"""The simulator sends webhooks as the contract says, and the client restores the workbook from them."""
 
 import json
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def workbook() -> Workbook:
 
 
 def collect(sent: Iterable[Webhook]) -> tuple[list[Export], list[str]]:
-    """Return the exports that came of webhooks, and the defects of those that were refused."""
+    """Return the exports in the webhooks, and the defects of the refused webhooks."""
     reassembler, exports, refused = Reassembler(), list[Export](), list[str]()
     for webhook in sent:
         try:
@@ -56,7 +56,7 @@ def walk(rows: Iterable[Row]) -> Iterable[Row]:
 
 @pytest.mark.parametrize("drift", [False, True])
 @pytest.mark.parametrize("first_index", [0, 1])
-def test_a_flat_export_arrives_whole(workbook: Workbook, first_index: int, drift: bool) -> None:
+def test_a_flat_export_is_restored_completely(workbook: Workbook, first_index: int, drift: bool) -> None:
     sent = export_webhooks(workbook, rng=Random(1), first_index=first_index, target=4096, drift=drift)
     assert len(sent) > 5
     assert max(len(webhook.body) for webhook in sent) < 8192
@@ -71,7 +71,7 @@ def test_a_flat_export_arrives_whole(workbook: Workbook, first_index: int, drift
     assert [row.index for row in contacts.rows if row.errors] == [3]
 
 
-def test_a_nested_export_arrives_whole_and_families_stay_together(workbook: Workbook) -> None:
+def test_a_nested_export_is_restored_completely_with_its_child_rows(workbook: Workbook) -> None:
     sent = export_webhooks(workbook, rng=Random(1), nested=True, preview=True)
     for webhook in sent:
         assert sum(len(roots) for roots in json.loads(webhook.body)["data"].values()) <= 50
@@ -86,7 +86,7 @@ def test_a_nested_export_arrives_whole_and_families_stay_together(workbook: Work
     assert orphans == {f"p{n}@x.org" for n in range(120, 130)}
 
 
-def test_an_export_without_rows_arrives_too(workbook: Workbook) -> None:
+def test_an_export_without_rows_is_restored(workbook: Workbook) -> None:
     for table in workbook.tables:
         table.rows = []
     for nested in (False, True):
@@ -94,8 +94,8 @@ def test_an_export_without_rows_arrives_too(workbook: Workbook) -> None:
         assert export.sheets() == ()
 
 
-def test_svix_verifies_what_is_sent(workbook: Workbook) -> None:
-    now = datetime.now(UTC).timestamp()  # svix reads the clock by itself
+def test_svix_accepts_valid_webhooks_and_refuses_defective_ones(workbook: Workbook) -> None:
+    now = datetime.now(UTC).timestamp()  # svix reads the wall clock
     (first, *_) = export_webhooks(workbook, rng=Random(1))
     Svix(SECRET).verify(first.body, first.headers(SECRET, now))
     for defect in DEFECTS:
@@ -104,13 +104,13 @@ def test_svix_verifies_what_is_sent(workbook: Workbook) -> None:
             Svix(SECRET).verify(bad.body, bad.headers(SECRET, now))
 
 
-async def test_the_sender_repeats_until_it_is_answered(workbook: Workbook) -> None:
-    met: list[str] = []
+async def test_the_sender_retries_until_a_webhook_is_accepted(workbook: Workbook) -> None:
+    received: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
-        met.append(request.headers["svix-id"])
+        received.append(request.headers["svix-id"])
         receive(await request.read(), request.headers, SECRET, now=NOW)
-        return web.Response(status=503 if len(met) == 1 else 204)
+        return web.Response(status=503 if len(received) == 1 else 204)
 
     app = web.Application()
     app.router.add_post("/webhooks", handler)
@@ -118,10 +118,10 @@ async def test_the_sender_repeats_until_it_is_answered(workbook: Workbook) -> No
     async with TestServer(app) as server:
         url = str(server.make_url("/webhooks"))
         statuses = await send(url, sent, secret=SECRET, clock=lambda: NOW, pause=0.0)
-        nobody = await send(
+        missing = await send(
             str(server.make_url("/nowhere")), sent[:1], secret=SECRET, clock=lambda: NOW, attempts=1
         )
     assert statuses == [[503, 204], *([204] for _ in sent[1:])]
-    assert met == [sent[0].id, *(webhook.id for webhook in sent)]
-    assert nobody == [[404]]
+    assert received == [sent[0].id, *(webhook.id for webhook in sent)]
+    assert missing == [[404]]
     assert await send(url, sent[:1], secret=SECRET, clock=lambda: NOW, attempts=2, pause=0.0) == [[0, 0]]
