@@ -1,7 +1,7 @@
-"""What a call costs in CPU time, beside bare aiohttp with msgspec: python benchmarks/call.py [--rounds 15]
+"""The CPU time of a call, compared with bare aiohttp and msgspec: python benchmarks/call.py [--rounds 15]
 
-The server is a process of its own, on loopback. CPU time is that of the client's process. Each round measures every
-client in turn, with a limit that delays nothing; the ratios are medians over the rounds.
+The server runs in a separate process and is reached over loopback. CPU time is that of the client process. Each
+round measures all clients in turn. The limit delays no call. The ratios are medians over the rounds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Use = Callable[[], Awaitable[object]]
 
 
 class Server(asyncio.Protocol):
-    """Gives the same answer to each request, as soon as its headers are complete."""
+    """Sends the same answer to each request as soon as its headers are complete."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -49,7 +49,7 @@ def serve(port: Connection) -> None:
 
 
 async def cost(use: Use, at_once: int, calls: int) -> float:
-    """Return the seconds of CPU time of one call."""
+    """Return the CPU time of one call in seconds."""
 
     async def several() -> None:
         for _ in range(calls // at_once):

@@ -1,20 +1,22 @@
-"""A whole fleet under one budget for the key: python benchmarks/fleet.py [--customers 300] [--seeds 3]
+"""A whole fleet with one budget for the key: python benchmarks/fleet.py [--customers 300] [--seeds 3]
 
-The full stack on a virtual clock: client and simulator talk over loopback in one process, and time jumps from
-timer to timer. All requests of the key share 100 a minute (`scope="key"`). Rows: ours, ours with lanes and ranks
-taken out (first come, first served), and the client that is written by hand: aiohttp, `AsyncLimiter(100, 60)` for
-all of it, a semaphore, retries, `while True: sleep(2)`. Durations grow with the size of the files, so that longest
-first is known, or have nothing to do with it.
+The full stack runs on a virtual clock. Client and simulator communicate over loopback in one process, and the clock
+jumps from timer to timer. All requests of the key share 100 requests a minute (`scope="key"`).
 
-Lower bound of the makespan, for a scheduler that knows every duration and polls each run once, at its end. Customer
-i needs a_i requests until its import is started, runs for d_i, and needs b_i more (one read, its downloads). One
-request a slot: `LIMIT` slots at once, then `LIMIT` a minute. Take the customers with d_i >= x for any x: when the
-last of them has been started, all their a_i requests were sent, and at least x passes until its b_i can be. So no
-schedule ends before
+Rows: asyncmig; asyncmig without lanes and ranks (first come, first served); and a client that is written by hand
+with aiohttp, one `AsyncLimiter(100, 60)` for all requests, a semaphore, retries, and `while True: sleep(2)`.
+Durations either grow with the size of the files, so that a client can start the longest run first, or do not depend
+on it.
+
+The lower bound of the makespan is that of a scheduler that knows every duration and polls each run once, at its end.
+Customer i needs a_i requests until its import is started, runs for d_i, and then needs b_i requests (one read, its
+downloads). Each request takes one slot: `LIMIT` slots at once, then `LIMIT` a minute. For any x, take the customers
+with d_i >= x. When the last of them is started, all their a_i requests have been sent, and at least x passes until
+its b_i requests can be sent. So no schedule ends before
 
     max over x of  slot(sum of a_i over d_i >= x) + x + b,  and  slot(sum of all a_i + b_i),
 
-where slot(n) is when the n-th request can go (Jackson's rule for one machine with delivery times, 1955).
+where slot(n) is the time of the n-th request (Jackson's rule for one machine with delivery times, 1955).
 """
 
 import argparse
@@ -45,7 +47,7 @@ Client = Callable[[list[Spec], str, Path, Done], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Durations(RunDurations):
-    """Durations that hang on seed and rows only, so that every client meets the same ones."""
+    """Durations that depend only on seed and rows, so that they are the same for every client."""
 
     seed: int = 0
 
@@ -71,7 +73,7 @@ async def ours(specs: list[Spec], url: str, out: Path, done: Done) -> None:
 
 
 async def first_come_first_served(specs: list[Spec], url: str, out: Path, done: Done) -> None:
-    """Run ours with lanes and ranks taken out."""
+    """Run asyncmig without lanes and ranks."""
     slot = Gate.slot
 
     def plain(gate: Gate, *, ticket: int | None = None, **_: object) -> Slot:
@@ -85,7 +87,7 @@ async def first_come_first_served(specs: list[Spec], url: str, out: Path, done: 
 
 
 class VirtualLimiter(AsyncLimiter):
-    """aiolimiter on a virtual clock, where it would re-arm a timer that fires a tick early for ever."""
+    """aiolimiter for a virtual clock. Otherwise a timer that fires slightly early is set again without end."""
 
     def _leak(self) -> None:
         super()._leak()
@@ -93,7 +95,7 @@ class VirtualLimiter(AsyncLimiter):
 
 
 async def by_hand(specs: list[Spec], url: str, out: Path, done: Done, *, at_once: int = 50) -> None:
-    """Do what people write today: a limiter, a semaphore, retries, and sleep(2)."""
+    """Use a limiter, a semaphore, retries and sleep(2), as code without asyncmig does."""
     limiter, places = VirtualLimiter(LIMIT, WINDOW), asyncio.Semaphore(at_once)
     key = {"x-api-key": KEY}
     async with aiohttp.ClientSession() as http:
@@ -134,7 +136,7 @@ async def by_hand(specs: list[Spec], url: str, out: Path, done: Done, *, at_once
 
 
 def bound(specs: list[Spec], plans: list[Plan], pace: Durations) -> float:
-    """Return the makespan that no schedule beats (see the head of this file)."""
+    """Return the lower bound of the makespan, which the docstring of this module derives."""
     jobs = []
     for spec, plan in zip(specs, plans, strict=True):
         delivered = plan.outcome == "delivered"
@@ -151,7 +153,7 @@ def bound(specs: list[Spec], plans: list[Plan], pace: Durations) -> float:
 
 
 def slot(number: int) -> float:
-    """Return when the n-th request can go: `LIMIT` at once, and then as the window lets them."""
+    """Return when the n-th request can be sent: `LIMIT` requests at once, then `LIMIT` in each window."""
     return WINDOW * ((number - 1) // LIMIT)
 
 
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="60 customers, one seed")
     asked = parser.parse_args()
     customers, seeds = (60, 1) if asked.quick else (asked.customers, asked.seeds)
-    runs.PARKS_ABOVE = 1.0  # no decisions here: they would blur what is compared
+    runs.PARKS_ABOVE = 1.0  # runs ask for no decisions: they would change the comparison
     print(f"{customers} customers, one budget of {LIMIT} requests a minute, mean of {seeds} seeds\n")
     print("| durations | client | makespan, s | / bound | mean completion, s | polls | 429s |")
     print("|---|---|---|---|---|---|---|")

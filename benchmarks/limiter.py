@@ -1,11 +1,12 @@
-"""The gate beside what people use today: makespan and 429s on servers that count differently, and what a slot costs.
+"""The gate compared with other limiters: makespan and 429s for several kinds of servers, and the cost of a slot.
 
     python benchmarks/limiter.py [--quick] [--slow] [--seeds N] [--only NAME]
 
-Each client gets the same calls, the same server, the same latencies (median 0.15 s) on a virtual clock, and does
-what the contract says after a 429: wait a second or two, and again. The makespan is given as a ratio to what a client
-could reach that sees into the server, sends as soon as it may and has no latency; in brackets the 429s. (Haste does
-not pay on a sliding counter: there a ratio may be below 1.) Needs the extra `[bench]`.
+Each client gets the same calls, server and latencies (median 0.15 s) on a virtual clock. After a 429 it does what
+the contract says: it waits one to two seconds and tries again. A cell shows the ratio of the makespan to a bound,
+and the 429s in brackets. The bound is the makespan of a client without latency that knows the state of the server
+and sends as early as possible. With a sliding counter, sending as early as possible is not optimal, so a ratio may
+be below 1. Needs the extra `[bench]`.
 """
 
 import argparse
@@ -25,19 +26,19 @@ from asyncmig.simulator.server.limits import FixedWindow, RateLimit, SlidingCoun
 HOPELESS_429S = 2000
 HOPELESS_SECONDS = 3 * 3600.0
 SLOW = "throttled-py"
-"""Wakes everybody who waits, each time one may go: two minutes for a thousand callers. Only with `--slow`."""
+"""Wakes all waiting callers for each free slot. A thousand callers take two minutes. Only with `--slow`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A server, and what is asked of it."""
+    """A server and its load."""
 
     name: str
     server: Callable[[Random, bool], RateLimit]
-    """Makes one; the flag says whether rejects count (if the case is about that)."""
+    """Creates the server. The flag tells whether refused requests count, in cases that depend on it."""
     at_once: int = 1000
     later: int = 0
-    """Calls that come one by one afterwards, 1.2 a second."""
+    """The number of calls that follow one by one, 1.2 a second."""
     processes: int = 1
 
     def arrivals(self) -> list[float]:
@@ -76,7 +77,7 @@ LOADS: list[Case] = [
 
 
 def bound(case: Case, seed: int) -> float:
-    """Return when the last call is done of a client that is told by the server when to send, without latency."""
+    """Return when the last call ends for a client without latency that knows when the server accepts a request."""
     server, calls, now = case.server(Random(seed), False), sorted(case.arrivals(), reverse=True), 0.0
     while True:
         while calls[-1] <= now and server.allow(now):
@@ -88,7 +89,7 @@ def bound(case: Case, seed: int) -> float:
 
 @dataclass(slots=True)
 class Result:
-    """What came of one run."""
+    """The counts and times of one run."""
 
     done: int = 0
     refused: int = 0
@@ -119,7 +120,7 @@ async def _call(
 
 
 async def _drive(case: Case, make: Callable[[Random], Client], seed: int) -> tuple[float | None, int]:
-    """Return the makespan (None: given up) and the number of 429s."""
+    """Return the makespan, or None if the run was stopped, and the number of 429s."""
     rng = Random(seed)
     server, clients, result = (
         case.server(Random(seed), True),
@@ -145,7 +146,7 @@ async def _drive(case: Case, make: Callable[[Random], Client], seed: int) -> tup
 
 
 def cell(case: Case, make: Callable[[Random], Client], seeds: int) -> str:
-    """Return a ratio and the 429s, on average over `seeds` runs."""
+    """Return the mean ratio and the mean number of 429s of `seeds` runs."""
     runs = [run(_drive(case, make, seed)) for seed in range(seeds)]
     refused = mean(refused for _, refused in runs)
     if any(took is None for took, _ in runs):
@@ -155,7 +156,7 @@ def cell(case: Case, make: Callable[[Random], Client], seeds: int) -> str:
 
 
 def table(cases: list[Case], clients: dict[str, Callable[[Random], Client]], seeds: int) -> None:
-    """Print one, row by row."""
+    """Print a table, one row for each client."""
     print("| |", " | ".join(case.name for case in cases), "|")
     print("|---|" + "---|" * len(cases))
     for name, make in clients.items():

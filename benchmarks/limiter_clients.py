@@ -1,4 +1,4 @@
-"""Six ways to stay below 100 requests a minute, behind one interface."""
+"""Clients that limit themselves to 100 requests a minute, with one interface."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,10 +24,10 @@ class Client(Protocol):
     """One process that makes requests."""
 
     holds: bool
-    """Whether it waits after a 429 by itself."""
+    """Whether the client itself waits after a 429."""
 
     async def request(self, send: Send) -> int:
-        """Call `send` when the limit allows it; return the status."""
+        """Call `send` when the limit allows it. Return the status."""
         ...
 
 
@@ -81,7 +81,7 @@ class ThrottledPy:
 
 
 class Limits:
-    """The library decides; waiting is its user's: as its documentation shows, until `reset_time`."""
+    """The library only decides. As its documentation shows, the caller waits until `reset_time`."""
 
     holds = False
 
@@ -108,7 +108,7 @@ class Asynciolimiter:
 
 
 class Semaphore:
-    """By hand: ten at a time, and a second or two after each 429."""
+    """A client written by hand: ten requests at a time, and a pause of one to two seconds after each 429."""
 
     holds = False
 

@@ -1,4 +1,4 @@
-"""What a slot costs in processor time and memory, beside aiolimiter."""
+"""The CPU time and memory of a slot, compared with aiolimiter."""
 
 import asyncio
 import gc
@@ -38,7 +38,7 @@ def _aiolimiter(limit: int) -> Use:
 
 
 def _uncontended(make: Callable[[int], Use], count: int = 50_000) -> float:
-    """Return acquisitions a second of one caller for whom there is always room."""
+    """Return the acquisitions a second of one caller that never has to wait."""
     loop = VirtualLoop()
 
     async def go() -> float:
@@ -54,7 +54,7 @@ def _uncontended(make: Callable[[int], Use], count: int = 50_000) -> float:
 
 
 def _crowd(make: Callable[[int], Use], count: int) -> tuple[float, float]:
-    """Return the bytes that each of `count` waiters takes, its task included, and the seconds until all are gone."""
+    """Return the bytes of each of `count` waiting tasks, and the seconds until all of them have ended."""
     loop = VirtualLoop()
 
     async def go() -> tuple[float, float]:
@@ -77,7 +77,7 @@ def _crowd(make: Callable[[int], Use], count: int) -> tuple[float, float]:
 
 
 def report(*, waiters: int) -> None:
-    """Print a table."""
+    """Print the comparison as a table."""
     gc.disable()
     fast = {name: max(_uncontended(make) for _ in range(3)) for name, make in _BOTH.items()}
     crowd = {name: _crowd(make, waiters) for name, make in _BOTH.items()}

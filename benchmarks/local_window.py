@@ -1,12 +1,12 @@
-"""Processes of one host that share a window by files (`shared="local"`): 600 calls of one process, and of four.
+"""Processes on one host that share a window in files (`shared="local"`): 600 calls of one process, and of four.
 
     python benchmarks/local_window.py                 # takes about two minutes
     python benchmarks/local_window.py --speed 20      # a slower clock, for a machine with few cores
 
-Each call charges two budgets, of 100 a minute. The seconds are those of the event loop's clock from the first send to
-the last answer. The refusals are those of a server with a sliding window that counts each request at its latest
-possible arrival, and so allows no more than any other server with this limit. In two of the runs, one of four
-processes is killed, or is stopped for two minutes and then continued.
+Each call charges two budgets of 100 a minute. The seconds are measured on the clock of the event loop, from the
+first request to the last answer. The refusals are those of a server with a sliding window that counts each request
+at its latest possible arrival. No other server with this limit is stricter. In two of the runs with four processes,
+one process is killed, or is stopped for two minutes and then continued.
 """
 
 import argparse
@@ -55,7 +55,7 @@ with asyncio.Runner(loop_factory=lambda: fast_loop(speed)) as runner:
 
 
 def measure(processes: int, speed: float, harm: signal.Signals | None = None) -> tuple[float, int, int]:
-    """Return the seconds, the number of calls that were answered, and the refusals."""
+    """Return the seconds, the number of answered calls, and the number of refusals."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [str(each) for each in (speed, LIMIT, WINDOW, TIMEOUT)]
         command = [sys.executable, "-c", WORK, folder, str(CALLS // processes), *settings]
@@ -71,7 +71,7 @@ def measure(processes: int, speed: float, harm: signal.Signals | None = None) ->
         for child in children:
             lines += child.communicate()[0].splitlines()
     spans = [json.loads(line) for line in lines if line.strip()]
-    # A stopped process reads its answers late; the requests arrived within the time-out.
+    # A stopped process reads its answers late, but its requests arrived within the time-out.
     spans = [(sent, min(answered, sent + TIMEOUT)) for sent, answered in spans]
     return (
         max(answered for _, answered in spans) - min(sent for sent, _ in spans),
@@ -81,7 +81,7 @@ def measure(processes: int, speed: float, harm: signal.Signals | None = None) ->
 
 
 def refusals(spans: list[tuple[float, float]]) -> int:
-    """Return how many requests a sliding window would refuse that sees each at its answer."""
+    """Return how many requests a sliding window refuses if each request arrives when it is answered."""
     seen: deque[float] = deque()
     refused = 0
     for at in sorted(answered for _, answered in spans):

@@ -1,23 +1,26 @@
-"""How late ends of runs are noticed under a limit of 100 polls a minute: ours, others, and what nobody can beat.
+"""The delay until the ends of runs are noticed with 100 polls a minute: asyncmig, other clients, and lower bounds.
 
     python benchmarks/polling.py [--sizes N ...] [--cost]
 
-A discrete-event simulation of the poll schedule alone: no loop, no network, answers come at once. The server counts
-in a sliding window and answers 429 above 100 polls a minute; a 429 tells nothing, and the client goes on in its own
-rhythm. Durations are cut at two hours. Runs start at once, or by a Poisson process with n of them alive on average
-(measured are those of the middle, after a warm-up).
+This is a discrete-event simulation of the poll schedule alone, without a loop or a network, and with immediate
+answers. The server counts polls in a sliding window and answers 429 above 100 polls a minute. A 429 contains no
+information, and a client with a loop for each run polls that run again after its usual pause. Durations are cut at
+two hours. Runs start all at once, or by a Poisson process with n runs in progress on average. Of the latter, only
+runs after a warm-up are measured.
 
-Peers, each with its own defaults and without its total time-out, which would abandon runs alive: google-api-core
-polls after U(0, d), d from 1 s by 1.5 to 20 s; azure-core every 30 s; boto3's waiters every 15 s.
-Bounds are derived in `polling_bound.py`: of all policies, and of those that keep our rules, which are the floor, and
-fairness where the limit allows it. Goals are against the first, for ours as it is and without the fairness rule. With
-`two classes` that rule alone costs a tenth of the bound, since it asks for polls in the half hour in which nothing
-can end: the goal is reached without it, and missed with it.
+Peers have their default settings, but no total time-out, because it would abandon runs in progress. google-api-core
+polls after U(0, d), where d grows from 1 s to 20 s by a factor of 1.5; azure-core polls every 30 s; the waiters of
+boto3 poll every 15 s.
 
-A client that has met 300,000 429s is given up ("never ends"): its polls only refuse each other. Peers are measured on
-fewer fleets than ours.
+`polling_bound.py` derives two bounds: that of all policies, and that of policies with the rules of asyncmig, which
+are the floor, and fairness if the limit allows it. The goals compare asyncmig, with and without the fairness rule,
+with the first bound. With `two classes`, the fairness rule alone costs a tenth of the bound, because it requires
+polls in the half hour in which no run can end. The goal is reached without the rule and missed with it.
 
-`--sizes`: only fleets of so many runs. `--cost`: only what the schedule itself costs. Needs the extra `[bench]`.
+A client is stopped after 300,000 429s ("never ends"), because its polls only cause more refusals. Peers are measured
+with fewer fleets than asyncmig.
+
+`--sizes`: only fleets of these sizes. `--cost`: only the cost of the schedule itself. Needs the extra `[bench]`.
 """
 
 import argparse
@@ -43,21 +46,21 @@ from asyncmig.companies.routes import IMPORT
 
 LIMIT, WINDOW = 100, 60.0
 PACE = 60.05 / LIMIT
-"""The gate's own, for answers that take no time."""
+"""Seconds between two polls: the pace of the gate if answers take no time."""
 GOALS = {"log-normal": 1.05, "exponential": 1.05, "two classes": 1.25, "±10 %": 1.5}
 FLEETS = {10: (3, 1), 100: (2, 1), 300: (6, 1), 1000: (2, 1)}
-"""How many fleets of a size are measured: with ours, and with the others."""
+"""The number of measured fleets of each size: for asyncmig, and for other clients."""
 STARTS = ("at once", "Poisson")
 MORE_AT_ONCE = 5
-"""So many times as many fleets where all start at once: those are soon over."""
+"""The factor for the number of fleets whose runs start at once, because these end early."""
 HOPELESS = 300_000
-"""429s after which a client is given up: its polls only refuse each other."""
+"""The number of 429s after which a client is stopped."""
 TITLES = ("mean", "/ bound", "/ ruled", "p50", "p95", "max", "polls/run", "429s")
 
 
 @dataclass
 class Fleet:
-    """Runs that start and end; the measured ones are those between two numbers."""
+    """The start and end times of runs, and the range of the measured runs."""
 
     starts: list[float]
     ends: list[float]
@@ -66,16 +69,16 @@ class Fleet:
 
 @dataclass
 class Outcome:
-    """What one policy made of a fleet, or of several."""
+    """The results of one policy for one or several fleets."""
 
     means: list[float] = field(default_factory=list)
-    """Of each fleet."""
+    """The mean delay of each fleet."""
     delays: list[float] = field(default_factory=list)
     polls: int = 0
     refused: int = 0
     longest_unpolled: float = 0.0
     used: float = 0.0
-    """The share of the limit that was used while runs stood in line."""
+    """The share of the limit that was used while runs waited for a poll."""
 
     @property
     def mean(self) -> float:
@@ -93,7 +96,10 @@ def at_once(distribution: Distribution, n: int, seed: int) -> Fleet:
 
 
 def poisson(distribution: Distribution, n: int, seed: int) -> Fleet:
-    """`n` runs are alive on average: so many start in one mean duration. Four of them warm up, four are measured."""
+    """Return a fleet with `n` runs in progress on average: `n` runs start in each mean duration.
+
+    The runs of the first four mean durations are a warm-up. Those of the next four are measured.
+    """
     rng, now, fleet = Random(seed), 0.0, Fleet([], [], range(4 * n, 8 * n))
     for _ in range(10 * n):
         now += rng.expovariate(n / distribution.mean)
@@ -102,11 +108,11 @@ def poisson(distribution: Distribution, n: int, seed: int) -> Fleet:
     return fleet
 
 
-# Ours, and whatever chooses one run at a time
+# asyncmig, and other policies that choose one run at a time
 
 
 def scheduled(fleet: Fleet, schedule: PollSchedule[int], *, second: bool = False) -> Outcome:
-    """Let a schedule poll the fleet at its pace; with `second`, through a second channel, too."""
+    """Poll the fleet with a schedule at its pace. With `second`, also poll through a second channel."""
     outcome, runs = (
         Outcome(),
         [PolledRun(n, at, lifecycle=IMPORT, started=at) for n, at in enumerate(fleet.starts)],
@@ -153,7 +159,7 @@ def scheduled(fleet: Fleet, schedule: PollSchedule[int], *, second: bool = False
 
 
 def round_robin(fleet: Fleet) -> Outcome:
-    """Poll the run that was polled longest ago, at the same pace; no sooner than 2 s after its last poll."""
+    """Poll the run with the earliest last poll, at the same pace, and at least 2 s after that poll."""
     outcome, order, now, left = Outcome(), deque[tuple[float, int]](), 0.0, len(fleet.measured)
     arrivals = deque((at, run) for run, at in enumerate(fleet.starts))
     delays: dict[int, float] = {}
@@ -174,11 +180,11 @@ def round_robin(fleet: Fleet) -> Outcome:
     return outcome
 
 
-# Others: a loop for each run
+# Other clients: a loop for each run
 
 
 def looped(fleet: Fleet, pauses: Callable[[Random], Iterator[float]], *, limiter: bool = False) -> Outcome:
-    """Let each run have a loop of its own, with these pauses; behind one shared aiolimiter, if asked."""
+    """Poll each run in its own loop with these pauses. With `limiter`, all loops share one aiolimiter."""
     outcome, rng = Outcome(), Random(0)
     rhythm = [pauses(rng) for _ in fleet.starts]
     last = list(fleet.starts)
@@ -260,14 +266,14 @@ def measure(policy: Callable[[Fleet], Outcome], fleets: list[Fleet]) -> Outcome:
 
 @dataclass
 class Table:
-    """What is to be shown of one kind of fleet: text, and whether goals were reached."""
+    """The results for one kind of fleet: text, and which goals were reached."""
 
     text: str
     goals: list[tuple[str, bool]]
 
 
 def table(n: int, starts: str, number: int) -> Table:
-    """Measure all policies on fleets of `n` runs of the distribution with this number."""
+    """Measure all policies with fleets of `n` runs whose durations have the distribution with this number."""
     distribution, (many, few) = DISTRIBUTIONS[number], FLEETS[n]
     make, bounded, more = poisson, bound_in_the_long_run, 1
     if starts == "at once":
@@ -317,7 +323,10 @@ def goals(
 
 
 def fairness(n: int, starts: str, number: int) -> str:
-    """Say what it costs that no run goes unpolled for a quarter of an hour, where the limit allows that."""
+    """Return a line about the cost of the fairness rule.
+
+    The rule: each run is polled every quarter of an hour, if the limit allows it.
+    """
     distribution = DISTRIBUTIONS[number]
     fleet = (at_once if starts == "at once" else poisson)(distribution, n, 1)
     fair = scheduled(fleet, PollSchedule())
@@ -330,7 +339,7 @@ def fairness(n: int, starts: str, number: int) -> str:
 
 
 def show(sizes: list[int]) -> list[tuple[str, bool]]:
-    """Print all tables; return the goals."""
+    """Print all tables. Return the goals."""
     each = range(len(DISTRIBUTIONS))
     checks: list[tuple[str, bool]] = []
     with Pool(os.cpu_count()) as pool:

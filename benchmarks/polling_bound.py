@@ -1,41 +1,47 @@
-"""What no poll schedule can beat: a lower bound on the mean detection delay, by Lagrangian relaxation.
+"""A lower bound on the mean detection delay of any poll schedule, by Lagrangian relaxation.
 
-The problem: n runs; one poll every τ seconds; a run that ends at X and is polled next at b was waited for b - X
-seconds too long. A policy may know the distribution of X (survival S), but not X: it sees only what its polls show.
+The problem: there are n runs and one poll every τ seconds. If a run ends at X and is next polled at b, its end is
+noticed b - X seconds late. A policy may know the distribution of X (survival S), but not X: it knows only the results
+of its polls.
 
-Relaxation. Let λ(t) ≥ 0 be a price of one poll at time t. Whatever a policy does, it makes at most ∫ dt/τ polls over
-any time, so that what it pays is at most ∫ λ(t) dt/τ, and
+Relaxation. Let λ(t) ≥ 0 be the price of one poll at time t. Any policy makes at most ∫ dt/τ polls in any period, so
+it pays at most ∫ λ(t) dt/τ, and
 
-    E[all delays]  ≥  min over policies { E[all delays] + E[what it pays] }  -  ∫ λ(t) dt/τ.
+    E[all delays]  ≥  min over policies { E[all delays] + E[its payments] }  -  ∫ λ(t) dt/τ.
 
-The minimum is now over policies without any common budget: it falls apart into one problem for each run. As a run
-that still runs tells nothing else, its best policy is a fixed sequence of poll times that ends with the run. With
-U(a) = S(a) times the least cost from a poll at age a on that found it running:
+This minimum is over policies without a common budget, so it separates into one problem for each run. A poll that
+finds the run still running gives no other information, so the best policy of a run is a fixed sequence of poll times
+that ends with the run. Let U(a) be S(a) times the lowest cost from age a on, if a poll at age a found the run
+running:
 
     U(a) = min over b > a of { ∫ₐᵇ (S(a) - S(s)) ds + λ(b) S(a) + U(b) },    bound = Σ U(0) - ∫ λ(t) dt/τ.
 
-(The integral is the expected waiting of an end between a and b; the poll at b is paid for if the run was found
-running at a.) By weak duality this is a bound for *every* λ: it holds whether λ is optimal or not, and is only the
-better the better λ is. Prices that are merely good make a loose bound, and whatever is measured by it look worse.
+(The integral is the expected delay of an end between a and b. The poll at b is paid for if the run was found running
+at a.) By weak duality this is a bound for *every* λ, optimal or not. A better λ gives a tighter bound. With a λ that
+is not optimal, the bound is loose, and a ratio to it is higher.
 
-- Starts by a Poisson process, in the long run: a constant λ; per run, the budget is (mean duration) / (n τ) polls
-  when n runs are alive on average. At the best λ a run demands just that many, which bisection finds.
-- All starts at once: the best λ(t) are the shadow prices of a linear program, the minimum over *mixtures* of
-  sequences whose expected polls at each time keep the budget. Its unknowns are the shares of runs that are polled
-  at a and next at b. It is solved on a coarse grid of ages, and its prices are put into U on a fine one.
+- Runs start by a Poisson process, in the long run: λ is constant. If n runs are in progress on average, the budget
+  of a run is (mean duration) / (n τ) polls. With the best λ, a run demands exactly this number, which bisection
+  finds.
+- All runs start at once: the best λ(t) are the shadow prices of a linear program. It is the minimum over *mixtures*
+  of sequences whose expected polls at each time keep the budget. Its unknowns are the shares of runs that are polled
+  at a and next at b. It is solved on a coarse grid of ages. U is then computed with its prices on a fine grid.
 
-What can be reached. When all start at once, all runs alive have one age, and a policy can tell them apart by their
-last polls only: the one that was unpolled longest is the likeliest to have ended, and everything but round robin is
-worse. The bound agrees: with ever more runs at the same n τ, round robin's delay comes to within 0.5 % of it (n τ =
-180 s: 47.6, 47.9, 56.3 and 66.5 s for the four distributions here, bounds 47.4, 47.9, 56.4 and 66.5 s). So nothing
-can be learnt or known there that would help. It is among runs of *different* ages that an index pays.
+What can be reached. If all runs start at once, all runs in progress have the same age, and a policy can distinguish
+them only by their last polls. The run with the earliest last poll is the most likely to have ended, so any policy
+but round robin is worse. The bound agrees: for a growing number of runs with the same n τ, the delay of round robin
+comes within 0.5 % of it (n τ = 180 s: 47.6, 47.9, 56.3 and 66.5 s for the four distributions here, bounds 47.4,
+47.9, 56.4 and 66.5 s). So in this case no knowledge of the distribution helps. An index helps among runs of
+*different* ages.
 
-With `Rules` it is the bound of policies that keep them: that leave a run of age a alone for `floor(a)` seconds after
-each poll, and poll it again within `longest`. With few runs the floor, and not the budget, is what delays.
+With `Rules` the bound is that of policies that keep these rules: they do not poll a run of age a for `floor(a)`
+seconds after each poll, and poll it again within `longest`. With few runs, the floor and not the budget causes the
+delay.
 
-Polls are allowed on a grid of ages, which makes the bound a little too high, by a second-order amount (near its
-minimum the cost of a single run is flat), unless polls are so frequent that the grid itself is the delay: it is
-a sixtieth of the time between two polls of a run at first, and half a second at least.
+Polls are allowed only on a grid of ages. This makes the bound slightly too high, by a second-order amount, because
+the cost of a single run is flat near its minimum. It is not slight if polls are so frequent that the grid itself
+causes the delay. The step of the grid is initially a sixtieth of the time between two polls of a run, and at least
+half a second.
 """
 
 import math
@@ -52,9 +58,9 @@ from scipy.sparse import coo_array
 __all__ = ["DISTRIBUTIONS", "Distribution", "Known", "Rules", "bound_at_once", "bound_in_the_long_run"]
 
 HORIZON = 7200.0
-"""No run takes longer: distributions are cut there."""
+"""The longest duration of a run in seconds: distributions are cut there."""
 _PARTS, _FINER, _FINEST = 15, 4, 0.5
-"""Into how many parts the time between two polls of a run is cut for the prices, and how much finer for the bound."""
+"""Grid steps between two polls of a run for the prices; the factor for the bound; its smallest step in seconds."""
 
 _LONGEST_FLOOR = 60.0
 
@@ -63,7 +69,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rules:
-    """How soon and how late a run of an age is polled again, in seconds."""
+    """The earliest and the latest time until a run of some age is polled again, in seconds."""
 
     floor: Callable[[float], float] = lambda age: 0.0
     longest: float = math.inf
@@ -131,28 +137,28 @@ DISTRIBUTIONS = [
 
 
 class Ages:
-    """S, and its integral up to each age, on a grid that goes on for `extra` seconds after all have ended."""
+    """S and its integral up to each age, on a grid that ends `extra` seconds after the end of all runs."""
 
     def __init__(self, distribution: Distribution, step: float, *, extra: float = 0.0) -> None:
         at = np.arange(0.0, HORIZON + extra + step, step)
         alive = np.array([distribution.survival(age) for age in at.tolist()])
         middle = np.array([distribution.survival(age + step / 2) for age in at.tolist()])
         self.step, self.running = step, int((alive > 0.0).sum())
-        """`running`: at how many ages some run may still be running."""
+        """`running` is the number of ages at which a run may still be running."""
         size = min(len(at), self.running + 1 + math.ceil(extra / step))
         self.at, self.alive = at[:size], alive[:size]
         parts = step * (alive[:-1] + 4 * middle[:-1] + alive[1:]) / 6
         self.area = np.concatenate([[0.0], np.cumsum(parts)])[:size]
 
     def next_ones(self, k: int, rules: Rules) -> range:
-        """Return the ages at which a run may be polled that was polled at age number `k`."""
+        """Return the ages at which a run may be polled next if it was polled at age number `k`."""
         soonest = max(1, math.ceil(rules.floor(k * self.step) / self.step - 1e-9))
         latest = min(len(self.at) - 1, k + rules.longest / self.step)
         return range(k + soonest, max(int(latest), k + soonest) + 1)
 
 
 class Known:
-    """The true distribution in the place of what is learnt: W from a table."""
+    """The true distribution instead of a learnt one: the waiting time W is read from a table."""
 
     def __init__(self, distribution: Distribution) -> None:
         ages = Ages(distribution, 1.0)
@@ -178,7 +184,7 @@ class Known:
 
 
 def _cheapest(ages: Ages, price: Floats, rules: Rules) -> tuple[float, float]:
-    """Return U(0), and the polls that a run demands at these prices."""
+    """Return U(0), and the number of polls that a run demands at these prices."""
     at, alive, area, size = ages.at, ages.alive, ages.area, len(ages.at)
     cost, after, width = np.zeros(size), np.full(size, size), 64
     for k in reversed(range(ages.running)):
@@ -192,7 +198,7 @@ def _cheapest(ages: Ages, price: Floats, rules: Rules) -> tuple[float, float]:
             if total[least] < best:
                 best, after[k] = float(total[least]), low + least
             if delay[-1] >= best:
-                break  # longer waits only cost more
+                break  # a longer wait costs more
             low, ahead = low + ahead, ahead * 2
         cost[k], width = best, max(64, 2 * int(after[k] - k))
     return float(cost[0]), _demand(ages, after)
@@ -207,7 +213,7 @@ def _demand(ages: Ages, after: NDArray[np.int64]) -> float:
 
 
 def bound_in_the_long_run(distribution: Distribution, n: int, pace: float, *, rules: Rules = FREE) -> float:
-    """Return the bound on the mean delay with `n` runs alive on average, one poll every `pace` seconds."""
+    """Return the bound on the mean delay for `n` runs in progress on average and a poll every `pace` seconds."""
     polls = distribution.mean / (n * pace)
     ages = Ages(distribution, max(_FINEST, n * pace / _PARTS / _FINER), extra=_LONGEST_FLOOR)
     best, low, high = 0.0, math.log(1e-6), math.log(4 * n * pace)
@@ -220,7 +226,7 @@ def bound_in_the_long_run(distribution: Distribution, n: int, pace: float, *, ru
 
 
 def bound_at_once(distribution: Distribution, n: int, pace: float, *, rules: Rules = FREE) -> float:
-    """Return the bound on the mean delay of `n` runs that start at once, one poll every `pace` seconds."""
+    """Return the bound on the mean delay for `n` runs that start at once and a poll every `pace` seconds."""
     interval = n * pace
     step = max(1.0, interval / _PARTS)
     extra = 1.2 * interval + _LONGEST_FLOOR
@@ -232,13 +238,16 @@ def bound_at_once(distribution: Distribution, n: int, pace: float, *, rules: Rul
 
 
 def _shadow_prices(ages: Ages, interval: float, rules: Rules) -> tuple[Floats, Floats]:
-    """Return ages, and what a poll is worth at each; `interval`: between two polls of a run while all are alive."""
+    """Return ages, and the value of a poll at each age.
+
+    `interval` is the time between two polls of a run while all runs are in progress.
+    """
     reach = math.ceil(1.5 * interval / ages.step) + 2
     pairs = [(a, b) for a in range(ages.running) for b in ages.next_ones(a, rules)[:reach]]
     low, high = np.array(pairs).T
     number = np.arange(len(pairs))
     goes_on = high < ages.running
-    flow = coo_array(  # whatever is polled at an age was polled before, but for the start
+    flow = coo_array(  # a run that is polled at an age was polled before or has just started
         (
             np.concatenate([np.ones(len(pairs)), -np.ones(int(goes_on.sum()))]),
             (np.concatenate([low, high[goes_on]]), np.concatenate([number, number[goes_on]])),

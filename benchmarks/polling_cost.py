@@ -1,9 +1,9 @@
-"""What the poll schedule costs at 10,000 runs: a decision, a run that is waited for, and the lag of the loop.
+"""The cost of the poll schedule with 10,000 runs: time of a decision, memory of a waiting run, lag of the loop.
 
     python benchmarks/polling_cost.py
 
-The lag is the longest in the best of five seconds, beside that of
-a loop with nothing to do: on a machine that does other things both are its lag, and not ours.
+The lag is the longest one in the best of five seconds. It is compared with the lag of an idle loop: on a busy
+machine, both are caused by the machine and not by the schedule.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ PACE = 0.6
 
 
 def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
-    """Return the seconds of `next` among `n` runs of all ages: median, and mean of the quicker nine tenths."""
+    """Return the seconds of `next` for `n` runs of all ages: the median, and the mean of the fastest nine tenths."""
     rng, schedule = Random(1), PollSchedule[int]()
     for run in range(n):
         started = -rng.uniform(0, 7000)
@@ -37,7 +37,7 @@ def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
         polled.last_seen = polled.answered_at
         schedule.add(polled, 0.0)
     now, spent = 60.0, list[float]()
-    schedule.next_at(now)  # all leave their floor, as they would have done one by one
+    schedule.next_at(now)  # all runs pass their floor now, and not one by one
     for _ in range(calls):
         begun = time.perf_counter()
         run = schedule.next(now, pace=PACE)
@@ -54,7 +54,7 @@ def decision_time(n: int = 10_000, calls: int = 3000) -> tuple[float, float]:
 async def size(
     make: Callable[[int], asyncio.Task[object]], n: int
 ) -> tuple[list[asyncio.Task[object]], float]:
-    """Return `n` tasks, and the bytes of one when it has begun to wait."""
+    """Return `n` waiting tasks, and the bytes of one of them."""
     gc.collect()
     tracemalloc.start()
     tasks = [make(number) for number in range(n)]
@@ -77,7 +77,7 @@ async def lag() -> float:
 
 
 async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
-    """Return the bytes of one waiting run, with its task and without, and the loop's lag without runs and with."""
+    """Return the bytes of a waiting run with and without its task, and the lag of the loop without and with runs."""
 
     async def read(slot: Slot) -> Reading[None]:
         await asyncio.sleep(0.1)
@@ -91,7 +91,7 @@ async def alive(n: int = 10_000) -> tuple[float, float, float, float]:
 
     idle = await lag()
     async with aclosing(Poller()) as poller:
-        gate = Gate(limit=6000)  # as at a speed of 60
+        gate = Gate(limit=6000)  # as with a clock of 60 times the speed
         tasks, bare = await size(lambda _: asyncio.create_task(asyncio.Event().wait()), n)
         for task in tasks:
             task.cancel()

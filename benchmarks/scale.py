@@ -1,17 +1,18 @@
-"""What a large fleet costs, and that it grows in proportion: python benchmarks/scale.py [--sizes 1000 3000 10000]
+"""The cost of large fleets, which is proportional to their size: python benchmarks/scale.py [--sizes 1000 3000 10000]
 
-The client runs on a virtual clock, with a journal on disk (which is not waited for), and a limit that grows with the
-fleet, so that each size has as many requests a customer. The simulator is a process of its own, so that the figures
-are the client's alone. Each fleet has a process of its own, too. Three fleets run all customers at once: one to the
-end, one is drained and one is cancelled. One has the default concurrency and is drained. Two more are traced, which
-makes them slow, and show only what their customers take in memory.
+The client runs on a virtual clock, with a journal on disk that is not synced. The limit grows with the fleet, so
+that each size allows the same number of requests for each customer. The simulator runs in a separate process, so
+that the figures include only the client. Each fleet also runs in a separate process. Three fleets run all customers
+at once: one runs to its end, one is drained and one is cancelled. A fourth fleet has the default concurrency and is
+drained. Two more fleets are traced, which slows them down. They show only the memory of their customers.
 
-Columns: seconds of CPU of the fleet that runs to its end; allocated memory of a customer that waits for its place and
-of one that runs; the journal's bytes; how long the loop was busy in one turn, in CPU time, without what threads do
-when the clock is a real one and without the way to the simulator (a service that shares the loop waits so long): at
-worst and at 99.9 % of all turns of a fleet, at worst with the default concurrency, and at worst in each phase. Start:
-until the first customer has ended. Exit: after the last one has ended. "gc" is the longest pause for garbage
-collection, which is part of its turn; what was there before the fleet is frozen and not visited.
+Columns: CPU seconds of the fleet that runs to its end; allocated memory of a customer that waits to start and of one
+that runs; bytes of the journal; CPU time of one turn of the loop. A service on the same loop waits for this time. It
+does not include work that runs in threads with a real clock, or the exchange with the simulator. It is shown as the
+maximum and as the 99.9 % quantile of all turns of a fleet, as the maximum with the default concurrency, and as the
+maximum in each phase. "start" ends when the first customer has ended. "exit" begins when the last one has ended.
+"gc" is the longest pause for garbage collection. The pause is a part of its turn. Objects that existed before the
+fleet are frozen, so the collection does not visit them.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from asyncmig.simulator.server.limits import SlidingLog
 
 KEY = "a-key-for-the-benchmark"
 REQUESTS = 12
-"""Requests a customer that the limit allows in a minute."""
+"""The requests that the limit allows each customer in a minute."""
 DEFAULT_CONCURRENCY = 500
 ROWS = "Email,First Name,Last Name\n" + "".join(f"p{n}@x.org,A,B\n" for n in range(10))
 Phase = Literal["start", "steady", "drain", "cancel", "exit"]
@@ -55,14 +56,13 @@ End = Literal["complete", "drain", "cancel", "trace"]
 
 
 class Meter:
-    """How long the loop was busy in each turn, by phase, without what happens elsewhere."""
+    """Measures the CPU time of each turn of the loop by phase, without work outside of the client's loop."""
 
     def __init__(self) -> None:
         self.phase: Phase = "start"
         self.turns: defaultdict[Phase, array[float]] = defaultdict(lambda: array("d"))
         self.elsewhere = self.wire = 0.0
-        """Seconds of CPU spent so far on what runs in threads when the clock is a real one, and on the way to the
-        simulator."""
+        """CPU seconds so far of work that runs in threads with a real clock, and of exchanges with the simulator."""
         self.pause, self._collecting = 0.0, 0.0
         gc.callbacks.append(self._collected)
         self._calls, self._cost = 0, 0.0
@@ -72,12 +72,12 @@ class Meter:
         self._cost = (time.thread_time() - began) / 1000
 
     def now(self) -> float:
-        """Return the seconds of CPU of this thread, without what it costs to ask for them, which may be a lot."""
+        """Return the CPU seconds of this thread, without the time of these calls, which may be long."""
         self._calls += 1
         return time.thread_time() - self._calls * self._cost
 
     def cpu(self) -> float:
-        """Return the seconds of CPU of this process, in the same way and without the way to the simulator."""
+        """Return the CPU seconds of this process, without these calls and the exchanges with the simulator."""
         return time.process_time() - self._calls * self._cost - self.wire
 
     @contextmanager
@@ -95,7 +95,7 @@ class Meter:
             self.pause = max(self.pause, self.now() - self._collecting)
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return a virtual loop that notes how long each of its turns takes."""
+        """Return a virtual loop that records the CPU time of each turn."""
         loop: Any = looptime.new_event_loop(noop_cycles=0)
         loop.set_default_executor(Inline(1))
         run_once = loop._run_once
@@ -127,7 +127,7 @@ def simulate(pipe: Connection) -> None:
 
 @dataclass(slots=True)
 class Answered:
-    """An answer of the simulator, as a transport gives it."""
+    """An answer of the simulator with the interface of a transport's response."""
 
     reply: Reply
 
@@ -144,7 +144,7 @@ class Answered:
 
 
 class Wire:
-    """A transport to the simulator's process, a tenth of a second away."""
+    """A transport to the process of the simulator, with a latency of a tenth of a second."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -175,7 +175,7 @@ class Wire:
 
 
 class Inline(ThreadPoolExecutor):
-    """Runs what it is given at once: a virtual clock would race with threads."""
+    """Runs each function at once in the calling thread, because a virtual clock does not wait for threads."""
 
     def submit(self, function: Callable[..., object], /, *args: object, **kwargs: object) -> "Future[object]":  # type: ignore[override]
         future: Future[object] = Future()
@@ -199,7 +199,7 @@ def connect(uri: str) -> sqlite3.Connection:
 
 
 def allocated() -> float:
-    """Return the bytes that this process has allocated; 0 if they are not traced."""
+    """Return the allocated bytes of this process, or 0 if they are not traced."""
     if not tracemalloc.is_tracing():
         return 0.0
     gc.collect()
@@ -209,10 +209,10 @@ def allocated() -> float:
 async def drive(
     customers: int, concurrency: int, end: End, folder: Path, pipe: Connection
 ) -> dict[str, float]:
-    """Run a fleet until it ends, or is drained or cancelled after a twentieth of those at once have ended."""
+    """Run a fleet until it ends. `end`: drain or cancel it when a twentieth of its concurrency has ended."""
     file = folder / "contacts.csv"
     source = next(iter(SOURCES))
-    # a generator, so that the memory of the specs counts
+    # A generator, so that the memory of the specs is measured.
     specs = (Spec(external_id=f"c{n}", name=f"c{n}", source=source, files=(file,)) for n in range(customers))
     before, memory, ended = allocated(), 0.0, 0
     meter.phase = "start"
@@ -242,7 +242,7 @@ async def drive(
 
 
 def one(customers: int, concurrency: int, end: End) -> None:
-    """Measure one fleet, after a small one that loads and allocates what every fleet needs."""
+    """Measure one fleet, after a small fleet that loads modules and allocates shared objects."""
     os.fsync = lambda file: None
     writer._one_thread = lambda: Inline(1)  # pyright: ignore[reportPrivateUsage]
     processes = multiprocessing.get_context("spawn")
@@ -278,7 +278,7 @@ def one(customers: int, concurrency: int, end: End) -> None:
 
 
 def measured(customers: int, concurrency: int, end: End) -> dict[str, float]:
-    """Measure one fleet in a process of its own."""
+    """Measure one fleet in a separate process."""
     command = [sys.executable, __file__, "--one", str(customers), str(concurrency), end]
     ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     result: dict[str, float] = json.loads(ended.stdout)

@@ -1,12 +1,15 @@
-"""One large file up and down, beside bare aiohttp: python benchmarks/transfer.py [--mib 1024] [--rounds 5]
+"""Upload and download of one large file, compared with bare aiohttp: python benchmarks/transfer.py [--mib 1024]
 
-A server in a process of its own (bare aiohttp, loopback) streams made-up CSV and throws away what is put. Each
-transfer runs in a fresh process, after a small one to warm up, ours and its peer by turns. The peer is written by
-hand with bare aiohttp: 256 KiB at a time, the same files, the same fsync. Up it hashes what it sends, as ours does
-for the journal, and "no hash" is the same without; down it counts line ends, as whoever would notice a file that was
-cut short must (ours counts records), and "no count" is the same without. Throughput is the median over the
-rounds, and its ratio to the peer's; CPU is that of the client's process. Growth is the peak of its resident memory
-above what it was before the transfer (Linux). Lag: how late a timer of 5 ms came, the 99th percentile and the worst.
+A server in a separate process (bare aiohttp, loopback) sends generated CSV and discards uploads. Each transfer runs
+in a new process, after a small transfer as a warm-up. asyncmig and its peers take turns. The peer is written by hand
+with bare aiohttp: it uses chunks of 256 KiB, the same files and the same fsync. During an upload it hashes the
+content, as asyncmig does for the journal; "no hash" omits this. During a download it counts line ends, because a
+client must count to notice a truncated file (asyncmig counts records); "no count" omits this. `--rounds` sets the
+number of rounds.
+
+Throughput is the median over the rounds, and the ratio compares it with the peer. CPU is that of the client process.
+Growth is the increase of its resident memory from before the transfer to its peak (Linux). Lag is the delay of a
+timer of 5 ms: the 99th percentile and the maximum.
 """
 
 import argparse
@@ -47,7 +50,7 @@ class Measured(TypedDict):
 
 
 def block(quoted: bool) -> bytes:
-    """Return about 1 MiB of records; with `quoted`, every cell in quotes and some with line ends inside."""
+    """Return about 1 MiB of records. With `quoted`, all cells are in quotes and some contain line ends."""
     lines = [
         f'"{n}","p{n}@example.org","Ada","Lovelace {n}","said ""hello""{chr(10) if n % 10 == 0 else " "}again"\r\n'
         if quoted
@@ -97,10 +100,10 @@ async def serve(quoted: bool) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print(runner.addresses[0][1], flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until the parent goes away
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until the parent process ends
 
 
-# The clients; a company's id is the size of its one sheet
+# The clients. The id of a company is the size of its only sheet.
 
 
 async def ours_down(url: str, size: int, folder: Path) -> None:
@@ -165,7 +168,7 @@ CLIENTS = {
 
 
 def resident_now() -> float:
-    """Return what `VmRSS` is, and let the peak start again from there."""
+    """Return `VmRSS`, and reset the peak to it."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
@@ -284,7 +287,7 @@ def main() -> None:
     parser.add_argument(
         "--dir", type=Path, help="where the files go (default: the system's temporary folder)"
     )
-    for name in ("--serve", "--client", "--url", "--bytes"):  # what the other processes are started with
+    for name in ("--serve", "--client", "--url", "--bytes"):  # options of the child processes
         parser.add_argument(
             name, help=argparse.SUPPRESS, **({"action": "store_true"} if name == "--serve" else {})
         )

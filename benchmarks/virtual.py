@@ -1,4 +1,4 @@
-"""A loop on which waiting takes no time, and every clock of the process shows the loop's."""
+"""A loop on which waiting takes no time. All clocks of the process show the time of the loop."""
 
 import asyncio
 import selectors
@@ -14,11 +14,11 @@ __all__ = ["VirtualLoop", "run"]
 
 T = TypeVar("T")
 _TURN = 1e-6
-"""Seconds that a turn of the loop takes: some limiters never see the last bit pass on a clock that stands still."""
+"""Seconds of a turn of the loop: with a clock that does not advance, rounding lets some limiters wait without end."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its clock jumps to the next timer when nothing else is ready."""
+    """A loop whose clock jumps to the next timer when no callback is ready."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -37,7 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 async def _in_place(function: Callable[..., T], *args: object) -> T:
-    """Stand in for `asyncio.to_thread`: a thread would not know what time it is."""
+    """Replace `asyncio.to_thread` by a direct call: a virtual clock does not wait for a thread."""
     return function(*args)
 
 

@@ -1,14 +1,17 @@
-"""Workers that share keys: how long a fleet takes, what the shared window costs, what more keys bring.
+"""Workers that share keys: duration of a fleet, cost of the shared window, and throughput with several keys.
 
     python benchmarks/workers.py               # needs `pip install '.[bench]'`; takes some minutes
     python benchmarks/workers.py --customers 24 --speed 10 --only one-key
 
-One key: 1, 2 and 4 workers on one queue; the simulator, Redis and PostgreSQL are processes of their own. Seconds are
-those of the simulator's ledger, from the first request to the last; the ratio is to one worker.
-Cost: slots through Redis where the limit holds nobody up, how late timers of the same loop fire meanwhile, and what
-Redis hears of a session that has nothing to do.
-Many keys: as many budgets as keys. Each process has its part of the keys, each with a session and a simulated account
-of its own, all windows in one Redis; seconds are real, so this shows what processes can carry.
+One key: 1, 2 and 4 workers use one queue. The simulator, Redis and PostgreSQL run in separate processes. Seconds are
+measured in the ledger of the simulator, from the first request to the last. The ratio is to one worker.
+
+Cost: the slots a second through Redis if the limit delays no caller, the delay of timers on the same loop during
+this time, and the number of Redis commands of an idle session.
+
+Many keys: each key has its own budget. Each process gets a part of the keys, and each key has its own session and
+its own simulated account. All windows are in one Redis. Seconds are real time, so they show the capacity of the
+processes.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from uuid import uuid4
 
 import redis
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tests' own servers and doubles
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the servers and doubles of the tests
 
 from farm import Farm, customers
 from inprocess import BASE_URL, InProcess
@@ -40,7 +43,7 @@ from asyncmig.distributed.shared_dispatcher import SharedDispatcher
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World, fast_loop
 
 NEEDED = 18
-"""Slots a second that one key needs: 100 a minute for each of eleven endpoints."""
+"""The slots a second that one key needs: 100 a minute for each of eleven endpoints."""
 
 SINS = ("over_the_limit", "duplicate_imports", "duplicate_companies", "unaccounted", "hasty_polls")
 
@@ -78,7 +81,7 @@ async def _one_key(
     ) as farm:
         specs = customers(folder / "in", count)
         farm.start(workers)
-        await asyncio.sleep(2.0 + workers)  # importing takes its time
+        await asyncio.sleep(2.0 + workers)  # the workers import their modules
         async with MigrationQueue(servers.redis.url, name=farm.name, heartbeat=10) as queue:
             outcomes = [outcome async for outcome in queue.run(specs)]
         if failed := [outcome for outcome in outcomes if not isinstance(outcome, Delivered)]:
@@ -101,7 +104,7 @@ def _acquire(url: str, name: str, seconds: float) -> tuple[float, float]:
 
 
 async def _acquisitions(url: str, name: str, seconds: float) -> tuple[float, float]:
-    """Take slots one after the other, as each request of a key does; return the rate, and how late timers were."""
+    """Take slots one after the other. Return the slots a second, and the longest delay of a timer in seconds."""
     window, loop = RedisWindow(url), asyncio.get_running_loop()
     shared = SharedBudgets(window=window, account=f"bench {uuid4().hex}", timeout=60.0)
     dispatcher = partial(SharedDispatcher, shared=shared)
@@ -135,7 +138,7 @@ async def _idle(url: str) -> int:
         await asyncio.sleep(0.5)
         before = client.info("stats")["total_commands_processed"]
         await asyncio.sleep(5.0)
-        return int(client.info("stats")["total_commands_processed"]) - int(before) - 1  # this question
+        return int(client.info("stats")["total_commands_processed"]) - int(before) - 1  # without this command
 
 
 def many_keys(url: str, folder: Path, *, keys: int, count: int) -> None:
@@ -156,7 +159,7 @@ def many_keys(url: str, folder: Path, *, keys: int, count: int) -> None:
 
 
 def _keys(url: str, keys: Iterable[int], folder: str, count: int, run: int) -> int:
-    """Drive a fleet for each key, all at once, as fast as this process can."""
+    """Run one fleet for each key at the same time, on a fast clock."""
     with asyncio.Runner(loop_factory=lambda: fast_loop(600.0)) as runner:
         return runner.run(_fleets(url, keys, Path(folder), count, run))
 
@@ -184,7 +187,7 @@ def _world() -> World:
 
 
 class Servers:
-    """A Redis and a PostgreSQL."""
+    """A Redis server and a PostgreSQL server."""
 
     def __init__(self, folder: Path) -> None:
         self.redis, self.postgres = RedisServer(folder), PostgresServer()

@@ -20,7 +20,7 @@ OpenStore = Callable[[], "AsyncIterator[RunStore]"]
 
 @pytest.fixture(params=["local", "redis", "postgres"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Callable[[], object]:
-    """Return a function that open_store the same store once for each process of a test."""
+    """Return a function that opens the same store once for each process of a test."""
 
     @asynccontextmanager
     async def store() -> AsyncIterator[RunStore]:
