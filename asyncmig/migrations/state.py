@@ -49,7 +49,7 @@ async def once_known(step: Callable[[], Awaitable[T]], *, until: float) -> T:
 class MigrationState:
     """What all handles of one migration share."""
 
-    __slots__ = ("_created_at", "_stream", "_streams", "run")
+    __slots__ = ("_created_at", "_stream", "_streams", "run", "sent_names")
 
     def __init__(self, context: SessionContext, migration_id: str) -> None:
         self._created_at = -math.inf
@@ -57,6 +57,8 @@ class MigrationState:
         self._streams: dict[Include, ThreadStream] = {}
         self.run: Run | None = None
         """The last operation that this session started or opened."""
+        self.sent_names: dict[str, str] = {}
+        """The names of the files for which URLs were requested, by storage path. The server may list other names."""
 
     def created(self, at: float) -> None:
         """Report that the server created the migration at the time `at` of the loop's clock."""

@@ -1,12 +1,13 @@
 """Upload files: list what is there, request signed URLs for the rest, and send the bytes to them.
 
 Files belong to a migration and cannot be removed, and a second file of the same name is imported as well. So a file
-that is there with the same name and size is not sent again, and after a lost response the files are listed first.
+that is there with the same name and size is not sent again, and after a lost response the files are listed first. The
+server may list a file under another name. Its storage path, which is noted before the bytes are sent, identifies it.
 """
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,16 +124,35 @@ async def list_files(context: SessionContext, migration_id: str) -> tuple[Stored
     return (await once_known(read, until=shared.known_by)).files
 
 
+async def _list_as_sent(context: SessionContext, migration_id: str) -> list[StoredFile]:
+    """Return the files that have arrived, with the names that were sent as far as they are known; one request."""
+    names = state_of(context, migration_id).sent_names
+    return [
+        msgspec.structs.replace(file, name=names.get(file.storage_path, file.name))
+        for file in await list_files(context, migration_id)
+    ]
+
+
 async def upload_contents(
-    context: SessionContext, migration_id: str, items: Sequence[Item], *, rank: float = 0.0
+    context: SessionContext,
+    migration_id: str,
+    items: Sequence[Item],
+    *,
+    noted: Callable[[Mapping[str, str]], Awaitable[None]] | None = None,
+    since: Mapping[str, str] | None = None,
+    rank: float = 0.0,
 ) -> list[Uploaded]:
     """Upload what is not there yet, in parallel, and return all in the order of `items`.
+
+    - `noted`: awaited before bytes are sent, with the sent names by storage path; a journal may keep them.
+    - `since`: what `noted` received in a process that was interrupted.
 
     If one upload fails, the others are cancelled and its error is raised.
     """
     check_limits(item.content.name for item in items)
     shared = state_of(context, migration_id)
-    there = list(await list_files(context, migration_id))
+    shared.sent_names.update(since or {})
+    there = await _list_as_sent(context, migration_id)
     found: dict[int, Uploaded] = {}
     for place, item in enumerate(items):
         match = _match(item.content, there)
@@ -145,22 +165,36 @@ async def upload_contents(
     check_limits([each.name for each in there] + [item.content.name for item in items])
     taken = {each.storage_path for each in there} | {each.storage_path for each in found.values()}
 
+    async def note(targets: Sequence[UploadTarget], sent: Sequence[Item]) -> None:
+        for target, item in zip(targets, sent, strict=True):
+            taken.add(target.storage_path)
+            if target.storage_path:
+                shared.sent_names[target.storage_path] = item.content.name
+        if noted is not None:
+            await noted(shared.sent_names)
+
     async def send(place: int, target: UploadTarget) -> None:
-        found[place] = await _send(context, migration_id, items[place], target, rank, taken)
+        found[place] = await _send(context, migration_id, items[place], target, rank, taken, note)
 
     for start in range(0, len(missing), _AT_ONCE):  # URLs expire, so they are requested just before their use
         places = missing[start : start + _AT_ONCE]
-        call = _request([items[place] for place in places], migration_id, rank)
-        request = partial(context.caller.call, call, UploadTargets)
+        batch = [items[place] for place in places]
+        request = partial(context.caller.call, _request(batch, migration_id, rank), UploadTargets)
         reply = await once_known(request, until=shared.known_by)
-        targets = _in_order(reply.files, [items[place].content.name for place in places])
-        taken.update(target.storage_path for target in targets)
+        targets = _in_order(reply.files, [item.content.name for item in batch])
+        await note(targets, batch)
         await run_all(partial(send, place, target) for place, target in zip(places, targets, strict=True))
     return [found[place] for place in range(len(items))]
 
 
 async def _send(
-    context: SessionContext, migration_id: str, item: Item, first: UploadTarget, rank: float, taken: set[str]
+    context: SessionContext,
+    migration_id: str,
+    item: Item,
+    first: UploadTarget,
+    rank: float,
+    taken: set[str],
+    note: Callable[[Sequence[UploadTarget], Sequence[Item]], Awaitable[None]],
 ) -> Uploaded:
     """Send one file to its URL, and to a new one if that fails. `taken`: the places of other files in the storage."""
     ready = [first]
@@ -171,7 +205,7 @@ async def _send(
                 _request([item], migration_id, rank), UploadTargets, attempts
             )
             ready.extend(_in_order(reply.files, [item.content.name]))
-            taken.add(ready[0].storage_path)
+            await note(ready, [item])
         target = ready.pop()
         kind = target.content_type or item.content_type
         return PutTarget(url=target.signed_url, content_type=kind, ref=target.storage_path)
@@ -183,13 +217,9 @@ async def _send(
         return await is_listed(storage_path)
 
     async def is_listed(storage_path: str) -> bool:
-        files = await list_files(context, migration_id)
+        files = await _list_as_sent(context, migration_id)
         own = [each for each in files if each.storage_path == storage_path or each.storage_path not in taken]
         match = _match(item.content, own)
-        if match is None and any(
-            each.storage_path == storage_path and each.size in (None, item.content.size) for each in own
-        ):
-            return True  # the server has changed its name
         if match is not None:
             taken.add(match.storage_path)
         return match is not None

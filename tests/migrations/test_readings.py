@@ -88,7 +88,7 @@ TABLE = """
 | 10 | existing | returns it with `is_new` False and its `differences` |
 | 10 | existing_file | lists the files before it uploads |
 | 11 | unused_urls_count | asks only for the URLs that it needs |
-| 11 | file_names | matches URLs by position where names differ |
+| 11 | file_names | matches URLs by position where names differ, and listed files by storage path |
 | 11 | url_lives | asks for URLs 25 at a time, and for a new one after a refusal |
 | 12 | lag | reads again for 30 s before it believes a 404 |
 | 12 | preview_after_execute | keeps the sheets that the create named |

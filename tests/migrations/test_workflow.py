@@ -383,6 +383,17 @@ async def test_added_files_are_generated_anew_and_changed_ones_are_refused(tmp_p
     assert str(customer.simulator.verdict()) == "no faults"
 
 
+async def test_only_the_added_file_is_uploaded_although_the_server_renames_files(tmp_path: Path) -> None:
+    customer = Customer(tmp_path, variants=Variants(file_names="replaced"))
+    assert isinstance(await customer.run(), Parked)
+    extra = customer.spec.files[0].with_name("more.csv")
+    extra.write_text(HEADER + "q@x.org,Bo,B,1\n", encoding="utf-8")
+    customer.spec = msgspec.structs.replace(customer.spec, files=(*customer.spec.files, extra))
+    assert isinstance(await customer.run(decide="approve"), Delivered)
+    arrived = customer.simulator.world.migration("acme").arrived
+    assert [file.requested_name for file in arrived] == ["contacts.csv", "deals.csv", "more.csv"]
+
+
 @pytest.mark.parametrize("until", ["parked", "delivered"])
 async def test_a_lost_journal_repeats_nothing(until: str, tmp_path: Path) -> None:
     customer = Customer(tmp_path)

@@ -174,6 +174,40 @@ def test_killed_at_every_write_and_every_request_it_ends_the_same(
     print(f"{len(points)} points")  # noqa: T201
 
 
+@pytest.mark.parametrize("names", ["kept", "changed", "replaced"])
+@pytest.mark.parametrize("lost", [False, True], ids=["plain", "lost-puts"])
+def test_killed_during_the_upload_no_file_is_uploaded_twice_whatever_the_server_calls_it(
+    tmp_path: Path, names: str, lost: bool
+) -> None:
+    specs, out = customers(tmp_path / "in", ("plain",)), tmp_path / "out"
+    process = fleet(specs, out)
+
+    async def once(life: Life) -> tuple[list[str], InProcess]:
+        wire = simulated(Variants(file_names=names), faults=False)
+        if lost:
+            wire.faulty_endpoint = "PUT storage"
+            wire.nth = {1: Fault(lost_before=True), 3: Fault(lost_after=True)}
+        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
+        if outcomes is None:
+            states = await journal.states()
+            assert b"token" not in states["plain"]
+            assert wire.STORAGE_URL.encode() not in states["plain"]
+            outcomes, _ = await live(process, wire, journal, out, Life())
+        assert outcomes is not None
+        assert isinstance(outcomes["plain"], Delivered), outcomes
+        return life.points, wire
+
+    points, wire = run(once(Life()))
+    expected = [file.requested_name for file in wire.world.migration("plain").arrived]
+    for number in range(points.index("POST files"), points.index("write uploaded") + 2):
+        for after in (False, True):
+            _, wire = run(once(Life(number, after=after)))
+            made(wire)
+            arrived = wire.world.migration("plain").arrived
+            assert sorted(file.requested_name for file in arrived) == sorted(expected), points[number - 1]
+            shutil.rmtree(out)
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
 def test_killed_while_a_run_is_canceled_for_its_slot_the_customer_is_generated_anew(
     tmp_path: Path, after: bool

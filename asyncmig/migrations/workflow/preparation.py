@@ -28,6 +28,7 @@ from asyncmig.migrations.routes import READ_LOG
 from asyncmig.migrations.runs import Run
 from asyncmig.migrations.state import WorkPermit
 from asyncmig.migrations.thread import thread_pages
+from asyncmig.migrations.uploads import checked_items, upload_contents
 from asyncmig.migrations.workflow.operations import Operations
 from asyncmig.migrations.workflow.record import Record
 from asyncmig.records.names import NameLists, list_requests
@@ -180,11 +181,24 @@ class Preparation:
                 listed = await keeper.retry_while_away(migration.files)
                 earlier = tuple(file.storage_path for file in listed)
             await keeper.write("upload", upload_sent=True, earlier_files=earlier)
-            uploaded = await keeper.retry_while_away(partial(migration.upload_all, files, rank=keeper.rank))
+
+            async def noted(names: Mapping[str, str]) -> None:
+                await keeper.keep("upload", sent_names=dict(names))
+
+            upload = partial(
+                upload_contents,
+                self._context,
+                migration.id,
+                checked_items(files),
+                noted=noted,
+                since={**{file.storage_path: file.name for file in record.uploads}, **record.sent_names},
+                rank=keeper.rank,
+            )
+            uploaded = await keeper.retry_while_away(upload)
             for file, there in zip(record.files, uploaded, strict=True):
                 if there.sha256 is not None and there.sha256 != file.sha256:
                     raise InvalidInput("files", file.path, "changed while it was being migrated: run again")
-            await keeper.keep("uploaded", uploads=tuple(uploaded))
+            await keeper.keep("uploaded", uploads=tuple(uploaded), sent_names={})
         connection = self._spec.connection
         if connection is not None and keeper.record.connection != _mark_of(connection):
             await self._connect(migration, connection)

@@ -118,6 +118,8 @@ class Record(BaseRecord, frozen=True, kw_only=True):
     """The storage paths of the files that an existing migration had before the first upload; None if unknown."""
     upload_sent: bool = False
     """Whether files may have been uploaded: from then on, they cannot be replaced."""
+    sent_names: Mapping[str, str] = {}
+    """The names of the files that may have been uploaded since `uploads` was written, by storage path."""
     uploads: tuple[Uploaded, ...] = ()
     """The files that have arrived."""
     generated_with: int | None = None

@@ -45,6 +45,8 @@ class File:
     """A signed URL, and the bytes that came to it."""
 
     name: str
+    requested_name: str
+    """The name in the request for the URL."""
     content_type: str
     storage_path: str
     expires_at: float

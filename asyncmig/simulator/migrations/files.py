@@ -1,6 +1,7 @@
 """Routes that give a migration its data: create, uploads, connections; and the storage's PUT."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, cast
 
 import msgspec
@@ -131,7 +132,10 @@ def _already_there(
         migration.schemas = list(account.schemas.values())[:1]
     if account.variants.existing_file:
         name = "earlier.csv"
-        file = File(name=name, content_type="text/csv", storage_path=f"{migration.id}/{name}", expires_at=now)
+        path = f"{migration.id}/{name}"
+        file = File(
+            name=name, requested_name=name, content_type="text/csv", storage_path=path, expires_at=now
+        )
         file.content, file.uploaded_at = b"Email,Last Name,First Name,Phone\r\n", now
         migration.files.append(file)
     return migration
@@ -151,10 +155,14 @@ def create_uploads(account: Account, request: Request, ids: Ids, now: float) -> 
 
 def _signed(account: Account, migration: Migration, asked: _FileIn, now: float) -> Json:
     token = account.new_id()
-    changed = account.variants.file_names == "changed"
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", asked.name).lower() if changed else asked.name
+    name = asked.name
+    if account.variants.file_names == "changed":
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", name).lower()
+    if account.variants.file_names == "replaced":
+        name = token[:8] + PurePosixPath(name).suffix
     file = File(
         name=name,
+        requested_name=asked.name,
         content_type=asked.content_type or "text/csv",
         storage_path=f"{migration.id}/{token[:8]}-{name}",
         expires_at=now + account.variants.url_lives,

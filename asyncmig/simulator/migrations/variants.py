@@ -86,7 +86,8 @@ class Variants(BaseVariants):
     existing_file: bool = silence(10, False, True)
     """That migration has a file with no rows."""
     unused_urls_count: bool = silence(11, False, True)
-    file_names: str = silence(11, "kept", "changed")
+    file_names: str = silence(11, "kept", "changed", "replaced")
+    """`changed`: in lower case, without blanks. `replaced`: only the suffix is kept."""
     url_lives: float = amount(11, 3600.0, 30.0)
     """For how long a signed URL can be used."""
     lag: float = amount(12, 0.0, 5.0)

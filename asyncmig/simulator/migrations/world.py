@@ -122,7 +122,9 @@ class World(Account):
             if phase.is_repeat
         )
         contents = Counter(
-            (migration.id, file.name, file.content) for migration in migrations for file in migration.arrived
+            (migration.id, file.requested_name, file.content)
+            for migration in migrations
+            for file in migration.arrived
         )
         return Verdict(
             **shared_counts(self.ledger),
