@@ -1,4 +1,4 @@
-"""A world in this process, a session with it, and customers with files."""
+"""Fixtures: a simulated server in this process, sessions with it, and customers with files."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,7 +29,7 @@ def wire(world: World) -> InProcess:
 
 @pytest.fixture
 def opens(wire: InProcess) -> Opens:
-    """Opens a session with the world; several after one another stand for several processes."""
+    """Return a function that opens a session with the simulator; consecutive sessions represent processes."""
 
     @asynccontextmanager
     async def session(**options: object) -> AsyncIterator[Session]:
@@ -41,7 +41,7 @@ def opens(wire: InProcess) -> Opens:
 
 @pytest.fixture
 def customer(tmp_path: Path) -> Callable[..., Spec]:
-    """Writes files and returns the spec of a customer that has them."""
+    """Return a function that writes files and returns the spec of a customer with these files."""
 
     def make(external_id: str = "acme", **files: str) -> Spec:
         folder = tmp_path / "in" / external_id

@@ -1,4 +1,4 @@
-"""A reply that names a run may name its end, too: the run is read next, however many others are polled."""
+"""A reply that names a run may also have its final status: such a run is read before all other polled runs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from .conftest import SOURCE, Opens
 pytestmark = pytest.mark.looptime
 ROWS = [{"Email": f"p{n}@x.org", "First Name": "F", "Last Name": "L"} for n in range(20)]
 SOON = 6.0
-"""Seconds: two floors, and the pace of the polls."""
+"""Seconds: twice the minimum interval between polls of a run, and the delay between two requests."""
 
 
 def now() -> float:
@@ -27,8 +27,8 @@ def now() -> float:
 
 
 @asynccontextmanager
-async def busy(opens: Opens, *, runs: int = 60) -> AsyncIterator[Session]:
-    """Open a session that polls `runs` imports, and has learnt how long imports take."""
+async def session_with_polls(opens: Opens, *, runs: int = 60) -> AsyncIterator[Session]:
+    """Open a session that polls `runs` imports and has observed how long imports take."""
     async with opens() as session:
 
         async def one(number: int) -> None:
@@ -44,8 +44,8 @@ async def busy(opens: Opens, *, runs: int = 60) -> AsyncIterator[Session]:
         await asyncio.gather(*others, return_exceptions=True)
 
 
-async def first(opens: Opens, *, export: bool = False) -> str:
-    """Create a company, and start and end its runs in an earlier process; return its id."""
+async def import_in_an_earlier_process(opens: Opens, *, export: bool = False) -> str:
+    """Create a company and wait for the end of its runs in a session of its own; return the company id."""
     async with opens() as session:
         company = await session.companies.create(
             name="Acme", source=SOURCE, connections={"destination": {"base_url": "https://d.invalid"}}
@@ -56,27 +56,29 @@ async def first(opens: Opens, *, export: bool = False) -> str:
     return company.id
 
 
-async def seconds_to_the_end(run: ImportRun | ExportRun) -> float:
+async def seconds_until_the_end(run: ImportRun | ExportRun) -> float:
     began = now()
     await run.wait()
     return now() - began
 
 
 @pytest.mark.parametrize("status", [200, 201])
-async def test_a_repeated_start_that_finds_its_import_ended(opens: Opens, world: World, status: int) -> None:
+async def test_a_repeated_start_of_an_ended_import_is_read_next(
+    opens: Opens, world: World, status: int
+) -> None:
     world.variants = replace(world.variants, replay_status=status)
-    company_id = await first(opens)
-    async with busy(opens) as session:
+    company_id = await import_in_an_earlier_process(opens)
+    async with session_with_polls(opens) as session:
         imports = session.companies.open(company_id).imports
         run = await imports.start(rows=ROWS, idempotency_key="k")
-        assert await seconds_to_the_end(run) < SOON
+        assert await seconds_until_the_end(run) < SOON
 
 
-async def test_a_repeated_start_of_an_export_that_has_ended(opens: Opens) -> None:
-    company_id = await first(opens, export=True)
-    async with busy(opens) as session:
+async def test_a_repeated_start_of_an_ended_export_is_read_next(opens: Opens) -> None:
+    company_id = await import_in_an_earlier_process(opens, export=True)
+    async with session_with_polls(opens) as session:
         run = await session.companies.open(company_id).exports.start(mode="full", idempotency_key="k")
-        assert await seconds_to_the_end(run) < SOON
+        assert await seconds_until_the_end(run) < SOON
 
 
 async def parked(company: Company) -> ImportRun:
@@ -87,19 +89,19 @@ async def parked(company: Company) -> ImportRun:
     return run
 
 
-async def test_an_active_import_that_has_parked(opens: Opens) -> None:
+async def test_a_recovered_import_that_has_parked_is_read_next(opens: Opens) -> None:
     async with opens() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await parked(company)
-    async with busy(opens) as session:
+    async with session_with_polls(opens) as session:
         run = await session.companies.open(company.id).imports.recover()
         assert run is not None
-        assert await seconds_to_the_end(run) < SOON
+        assert await seconds_until_the_end(run) < SOON
         assert run.needs_attention is not None
 
 
-async def test_a_decision_that_ended_the_run(opens: Opens, wire: InProcess, world: World) -> None:
-    async with busy(opens, runs=150) as session:
+async def test_a_run_that_a_decision_ended_is_read_next(opens: Opens, wire: InProcess, world: World) -> None:
+    async with session_with_polls(opens, runs=150) as session:
         run = await parked(await session.companies.create(name="Acme", source=SOURCE))
         answer = f'{{"run_id": "{run.id}", "status": "failed", "poll_url": "/"}}'.encode()
         wire.fault = lambda method, path, number: (

@@ -1,4 +1,4 @@
-"""The catalogue by name, and companies: their secrets, and what their creation tells."""
+"""Sources and templates are found by name. Companies have the values of their creation and hide secrets."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ async def test_without_a_catalogue_the_error_says_to_use_ids(opens: Opens, world
             assert str(pickle.loads(pickle.dumps(missing.value))) == str(missing.value)
 
 
-async def test_a_company_tells_what_its_creation_said(opens: Opens, customer: Customer) -> None:
+async def test_a_created_company_has_the_values_of_the_response(opens: Opens, customer: Customer) -> None:
     async with opens() as session:
         company = await session.companies.create(
             name="Acme", source=SOURCE, external_id="acme", connections={"destination": DESTINATION}
@@ -86,7 +86,7 @@ async def test_a_company_tells_what_its_creation_said(opens: Opens, customer: Cu
         assert (opened.name, opened.workbook_id, opened.connections, opened.is_new) == (None, None, (), False)
 
 
-async def test_sheets_are_found_by_name_also_those_that_an_import_added(
+async def test_sheets_are_found_by_name_including_those_an_import_added(
     opens: Opens, customer: Customer
 ) -> None:
     async with opens() as session:
@@ -103,10 +103,10 @@ async def test_sheets_are_found_by_name_also_those_that_an_import_added(
             session.companies.open(company.id).sheet("Contacts")
 
 
-async def test_a_company_that_was_there_already_is_taken_and_its_counts_are_not_ours(
+async def test_a_download_from_an_existing_company_may_have_rows_of_earlier_imports(
     opens: Opens, world: World, customer: Customer, tmp_path: Path
 ) -> None:
-    """A later generation answers 200 with the company of the external id; imports of it may have been before."""
+    """A later API may answer 200 with the existing company of the external id, which may have earlier imports."""
     world.variants = replace(world.variants, existing=True)
     async with opens() as session:
         first = await session.companies.create(name="Acme", source=SOURCE, external_id="acme")
@@ -121,7 +121,7 @@ async def test_a_company_that_was_there_already_is_taken_and_its_counts_are_not_
     assert sum(file.rows for file in files) == 21
 
 
-async def test_a_lost_journal_and_a_company_that_is_there_end_in_no_second_import(
+async def test_an_existing_company_is_not_imported_again_after_the_loss_of_the_journal(
     opens: Opens, world: World, customer: Customer, tmp_path: Path
 ) -> None:
     world.variants = replace(world.variants, existing=True)
@@ -155,20 +155,20 @@ async def test_nothing_is_imported_into_the_company_of_another_customer(
 # Secrets
 
 
-def shows(text: str) -> bool:
+def shows_a_secret(text: str) -> bool:
     return any(secret in text for secret in (TOKEN, str(PIN), "tok", "of-d"))
 
 
 @pytest.mark.parametrize(
     "form", [DESTINATION, {"base_url": DESTINATION.base_url, "auth": dict(DESTINATION.auth)}]
 )
-async def test_the_secrets_of_a_destination_reach_the_server_and_nobody_else(
+async def test_destination_secrets_are_sent_to_the_server_and_shown_nowhere(
     form: Destination | Mapping[str, object],
     opens: Opens,
     wire: InProcess,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The server quotes what it was sent, raw and as JSON, in every kind of refusal."""
+    """The server quotes the request, raw and as JSON, in each kind of response."""
     caplog.set_level(logging.DEBUG)
     async with opens() as session:
         seen: list[str] = []
@@ -181,15 +181,15 @@ async def test_the_secrets_of_a_destination_reach_the_server_and_nobody_else(
                     await session.companies.create(
                         name=f"Acme {status}", source=SOURCE, connections={"destination": form}
                     )
-                said = [str(refused.value), repr(refused.value), repr(pickle.dumps(refused.value))]
-                said += [getattr(refused.value, "sent", ""), repr(refused.value.__cause__)]
-                assert not [line for line in said if shows(line)]
-        assert not [line for line in [*seen, caplog.text] if shows(line)]
+                texts = [str(refused.value), repr(refused.value), repr(pickle.dumps(refused.value))]
+                texts += [getattr(refused.value, "sent", ""), repr(refused.value.__cause__)]
+                assert not [line for line in texts if shows_a_secret(line)]
+        assert not [line for line in [*seen, caplog.text] if shows_a_secret(line)]
     assert all(company.connected for company in wire.world.companies.values())
     assert len(wire.world.companies) == 4
 
 
-def test_no_repr_shows_a_secret_also_not_in_a_traceback_with_locals() -> None:
+def test_neither_repr_nor_rich_output_shows_a_secret() -> None:
     body = CompanyBody(name="A", source="s", connections=checked_connections({"destination": DESTINATION}))
     call = Call(endpoint=routes.CREATE_COMPANY, body=TOKEN.encode(), secrets=(TOKEN,))
     created = CompanyCreated(company=CompanyInfo(id="c"), magic_link_url=f"https://x.invalid/{TOKEN}")
@@ -198,7 +198,7 @@ def test_no_repr_shows_a_secret_also_not_in_a_traceback_with_locals() -> None:
         console = Console(file=StringIO(), width=500)
         console.print(value)
         assert isinstance(console.file, StringIO)
-        assert not shows(repr(value) + str(value) + console.file.getvalue())
+        assert not shows_a_secret(repr(value) + str(value) + console.file.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_no_repr_shows_a_secret_also_not_in_a_traceback_with_locals() -> None:
         ),
     ],
 )
-async def test_connections_of_another_shape_are_refused_before_a_request_and_not_quoted(
+async def test_malformed_connections_are_refused_before_a_request_and_not_quoted(
     connections: Mapping[str, Destination], field: str, opens: Opens, wire: InProcess
 ) -> None:
     async with opens() as session:
@@ -239,6 +239,6 @@ async def test_connections_of_another_shape_are_refused_before_a_request_and_not
         checked = generations.check_spec(generations.find("companies"), spec)[1]
     assert checked is not None
     assert refused.value.field == checked.field == field
-    assert not shows(str(refused.value) + repr(refused.value) + repr(checked))
+    assert not shows_a_secret(str(refused.value) + repr(refused.value) + repr(checked))
     assert KEY not in str(refused.value)
     assert not wire.sent

@@ -1,4 +1,4 @@
-"""Files that have changed since their import: kept as they are, refused, or imported again."""
+"""Files that have changed since their import are ignored, refused, or imported again."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ async def test_the_caller_chooses_what_happens_to_changed_files(
         with caplog.at_level(logging.WARNING, "asyncmig"):
             decide = (
                 "approve" if if_changed == "import_again" else "park"
-            )  # a second import may append its rows
+            )  # the second import may append duplicates, and park
             options = MigrationOptions(if_changed=if_changed, decide=decide)  # type: ignore[arg-type]
             if if_changed == "refuse":
                 with pytest.raises(InvalidInput, match=r"contacts\.csv.*keeps its outcome"):
@@ -74,11 +74,11 @@ async def test_the_caller_chooses_what_happens_to_changed_files(
             assert imports(world) == 2
             third = await migrate(session, spec, journal=journal, to=to, if_changed="import_again")
             assert isinstance(third, Delivered)
-            assert imports(world) == 2  # these files were imported
+            assert imports(world) == 2  # the changed files are imported already
     assert world.ledger.requests["POST /companies"] == 1
 
 
-async def test_unchanged_and_running_imports_are_never_repeated(
+async def test_a_running_import_is_not_repeated_for_changed_files(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
@@ -96,6 +96,6 @@ async def test_unchanged_and_running_imports_are_never_repeated(
     assert imports(world) == 1
 
 
-def test_another_choice_is_refused() -> None:
+def test_an_unknown_if_changed_is_refused() -> None:
     with pytest.raises(InvalidInput, match="if_changed='always'"):
         MigrationOptions(if_changed="always")  # type: ignore[arg-type]

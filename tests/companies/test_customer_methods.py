@@ -1,4 +1,4 @@
-"""What a fleet does with single customers, by their external ids."""
+"""Methods of a fleet that take the external id of a customer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -45,7 +45,7 @@ OpensFleet = Callable[..., AbstractAsyncContextManager[Fleet]]
 
 @pytest.fixture
 def fleets(opens: Opens, tmp_path: Path) -> OpensFleet:
-    """Opens a fleet with a session of its own; several at once stand for several processes."""
+    """Return a function that opens a fleet with its own session; concurrent fleets represent processes."""
 
     @asynccontextmanager
     async def fleet(journal: JournalPort, **options: object) -> AsyncIterator[Fleet]:
@@ -58,15 +58,15 @@ def fleets(opens: Opens, tmp_path: Path) -> OpensFleet:
     return fleet
 
 
-async def until(fleet: Fleet, external_id: str, step: str) -> CustomerStatus:
+async def wait_for_step(fleet: Fleet, external_id: str, step: str) -> CustomerStatus:
     async for status in fleet.follow(external_id):
         if status.step == step:
             return status
-    raise AssertionError(f"{external_id} ended before it was {step}")
+    raise AssertionError(f"{external_id} ended before the step {step}")
 
 
 class AgingJournal(MemoryJournal):  # type: ignore[misc]
-    """A journal whose descriptions of holders change with each read, as those of a file do each second."""
+    """A journal whose description of a holder changes with each read, as that of a file changes each second."""
 
     reads = 0
 
@@ -79,16 +79,18 @@ class AgingJournal(MemoryJournal):  # type: ignore[misc]
         }
 
 
-async def test_a_holder_that_is_seen_again_is_no_change(fleets: OpensFleet, customer: Customer) -> None:
+async def test_follow_ignores_changes_in_the_description_of_the_holder(
+    fleets: OpensFleet, customer: Customer
+) -> None:
     async with fleets(AgingJournal()) as fleet:
         await fleet.accept(customer())
         seen = [status async for status in fleet.follow("acme")]
-    told = [msgspec.structs.replace(status, held_by=None) for status in seen[:-1]]
-    assert all(earlier != later for earlier, later in pairwise(told))
+    without_holder = [msgspec.structs.replace(status, held_by=None) for status in seen[:-1]]
+    assert all(earlier != later for earlier, later in pairwise(without_holder))
     assert {"uploading", "running"} <= {status.step for status in seen}
 
 
-async def test_a_customer_is_followed_from_now_to_its_outcome(fleets: OpensFleet, customer: Customer) -> None:
+async def test_follow_yields_each_status_until_the_outcome(fleets: OpensFleet, customer: Customer) -> None:
     async with fleets(MemoryJournal()) as fleet:
         future = await fleet.accept(customer())
         seen = [status async for status in fleet.follow("acme")]
@@ -103,7 +105,7 @@ async def test_a_customer_is_followed_from_now_to_its_outcome(fleets: OpensFleet
             await fleet.status("beta")
 
 
-async def test_a_parked_customer_is_decided_and_goes_on(
+async def test_a_parked_customer_continues_after_a_decision(
     fleets: OpensFleet, customer: Customer, world: World
 ) -> None:
     async with fleets(MemoryJournal()) as fleet:
@@ -123,7 +125,7 @@ async def test_a_parked_customer_is_decided_and_goes_on(
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 1
 
 
-async def test_a_decision_waits_for_whoever_holds_the_customer(
+async def test_a_decision_waits_until_the_customer_is_released(
     fleets: OpensFleet, customer: Customer, world: World
 ) -> None:
     journal = MemoryJournal()
@@ -141,7 +143,7 @@ async def test_a_decision_waits_for_whoever_holds_the_customer(
 
 
 @pytest.mark.parametrize("step", ["waiting", "uploading", "running"])
-async def test_a_customer_is_canceled_and_continues_when_asked(
+async def test_a_canceled_customer_continues_after_retry(
     fleets: OpensFleet, customer: Customer, world: World, step: str
 ) -> None:
     journal = MemoryJournal()
@@ -150,7 +152,7 @@ async def test_a_customer_is_canceled_and_continues_when_asked(
         future = await fleet.accept(customer())
         if step != "waiting":
             await other
-            await until(fleet, "acme", step)
+            await wait_for_step(fleet, "acme", step)
         outcome = await fleet.cancel("acme")
         assert isinstance(outcome, Pending)
         assert outcome.reason == "canceled"
@@ -180,17 +182,17 @@ async def test_a_customer_is_canceled_from_another_process(
         fleets(two) as elsewhere,
     ):
         future = await here.accept(customer())
-        await until(elsewhere, "acme", "running")
+        await wait_for_step(elsewhere, "acme", "running")
         outcome = await elsewhere.cancel("acme")
         assert await future == outcome
         assert isinstance(outcome, Pending)
         assert outcome.reason == "canceled"
-        assert isinstance(await here.submit(customer()), Delivered)  # a new call continues
+        assert isinstance(await here.submit(customer()), Delivered)
         assert isinstance(await elsewhere.cancel("acme"), Delivered)
         assert await two.instructions() == {}
 
 
-async def test_a_parked_run_is_rejected_if_asked(
+async def test_cancel_rejects_a_parked_run_only_on_request(
     fleets: OpensFleet, customer: Customer, world: World
 ) -> None:
     async with fleets(MemoryJournal()) as fleet:
@@ -205,7 +207,7 @@ async def test_a_parked_run_is_rejected_if_asked(
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 1
 
 
-async def test_a_failed_customer_starts_again_from_the_journal(
+async def test_retry_starts_a_failed_customer_again_without_its_spec(
     fleets: OpensFleet, customer: Customer, world: World
 ) -> None:
     spec = customer(contacts=CLEAN + "café\n")
@@ -228,20 +230,20 @@ async def test_a_retry_that_was_carried_out_before_a_crash_is_not_repeated(
     async with fleets(journal) as fleet:
         await fleet.submit(spec)
         asked = (await read_known(journal, "acme")).again().wanted("retry")
-        await fleet.submit(spec)  # nothing to do
+        await fleet.submit(spec)
         assert world.ledger.requests["POST /companies/{id}/imports"] == 1
-        await journal.instruct("acme", asked)  # and the process dies
+        await journal.instruct("acme", asked)  # as if a process was killed before it carried this out
         (outcome,) = await asyncio.gather(*(await fleet.resume()).values())
         assert isinstance(outcome, Failed)
         assert world.ledger.requests["POST /companies/{id}/imports"] == 2
-        await journal.instruct("acme", asked)  # it was carried out, and the process dies
+        await journal.instruct("acme", asked)  # as if a process was killed after it carried this out
         (outcome,) = await asyncio.gather(*(await fleet.resume()).values())
         assert isinstance(outcome, Failed)
         assert world.ledger.requests["POST /companies/{id}/imports"] == 2
         assert await journal.instructions() == {}
 
 
-async def test_a_single_migration_carries_out_instructions(
+async def test_migrate_carries_out_the_instructions_in_the_journal(
     opens: Opens, fleets: OpensFleet, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -296,7 +298,7 @@ async def test_customers_are_filtered_sorted_and_paged(fleets: OpensFleet, custo
                 await names(**wrong)
 
 
-async def test_everything_that_has_not_ended_is_resumed_without_specs(
+async def test_resume_continues_all_unfinished_customers_without_specs(
     fleets: OpensFleet, customer: Customer, world: World, wire: InProcess, tmp_path: Path
 ) -> None:
     path = tmp_path / "fleet.db"
@@ -306,9 +308,9 @@ async def test_everything_that_has_not_ended_is_resumed_without_specs(
             assert isinstance(await fleet.submit(customer("parked", contacts=DUPLICATES)), Parked)
             for name in ("running", "canceled", "uploading", "first", "waits", "again"):
                 await fleet.accept(customer(name))
-            await until(fleet, "running", "running")
+            await wait_for_step(fleet, "running", "running")
             await fleet.cancel("canceled")
-        assert {each.external_id for each in await fleets_statuses(journal)} == {
+        assert {each.external_id for each in await statuses_in(journal)} == {
             *("delivered", "parked", "running", "canceled", "uploading", "first", "waits", "again")
         }
     async with Journal(path, threaded=False) as journal, fleets(journal) as fleet:
@@ -322,13 +324,13 @@ async def test_everything_that_has_not_ended_is_resumed_without_specs(
     assert (verdict.duplicate_companies, verdict.duplicate_imports) == (0, 0)
 
 
-async def fleets_statuses(journal: Journal) -> list[CustomerStatus]:
+async def statuses_in(journal: Journal) -> list[CustomerStatus]:
     from asyncmig.jobs.status import read_statuses
 
     return await read_statuses(journal)
 
 
-async def test_secrets_are_asked_for_by_a_callback(
+async def test_resume_gets_secrets_from_a_callback(
     fleets: OpensFleet, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     secret = {"destination": {"base_url": "https://crm.example", "auth": {"token": "s3cret-token"}}}
@@ -355,7 +357,7 @@ async def test_secrets_are_asked_for_by_a_callback(
             assert isinstance(await (await fleet.resume())["acme"], Delivered)
 
 
-async def test_wrong_input_is_not_accepted(fleets: OpensFleet, customer: Customer, tmp_path: Path) -> None:
+async def test_accept_refuses_an_invalid_spec(fleets: OpensFleet, customer: Customer, tmp_path: Path) -> None:
     spec = customer()
     async with fleets(MemoryJournal(), root=tmp_path / "in") as fleet:
         with pytest.raises(InvalidInput, match="name"):
@@ -370,7 +372,9 @@ async def test_wrong_input_is_not_accepted(fleets: OpensFleet, customer: Custome
         assert await fleet.customers() == []
 
 
-async def test_progress_is_told_in_numbers(fleets: OpensFleet, customer: Customer, world: World) -> None:
+async def test_a_status_has_its_progress_in_numbers(
+    fleets: OpensFleet, customer: Customer, world: World
+) -> None:
     journal = MemoryJournal()
     async with fleets(journal) as fleet, fleets(journal) as elsewhere:
         future = await fleet.accept(customer(contacts=CLEAN, more=CLEAN))
@@ -400,10 +404,10 @@ async def test_progress_is_told_in_numbers(fleets: OpensFleet, customer: Custome
     ],
     ids=lambda value: str(value)[:12],
 )
-async def test_numbers_of_any_length_in_a_progress_text_do_no_harm(text: str, percent: float | None) -> None:
+async def test_huge_numbers_in_a_progress_text_are_parsed_safely(text: str, percent: float | None) -> None:
     progress, ids = LiveProgress(), {"run": "r1"}
     progress.take(MigrationChanged(at=0.0, external_id="acme", step="running", ids=ids))
     progress.take(RunChanged(at=1.0, status="running", progress=text, ids=ids))
-    told = progress.added_to(CustomerStatus(external_id="acme", name="Acme", ids=ids)).progress
-    assert told is not None
-    assert told.percent == percent
+    shown = progress.added_to(CustomerStatus(external_id="acme", name="Acme", ids=ids)).progress
+    assert shown is not None
+    assert shown.percent == percent

@@ -1,4 +1,4 @@
-"""What comes of an import: exports and their losses, runs that are begun again, what a rejection leaves."""
+"""After an import: exports and their losses, restarts of failed runs, and the rows of rejected imports."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def connected(spec: Spec) -> Spec:
     return msgspec.structs.replace(spec, connections=CONNECTIONS)
 
 
-def losing(world: World, *, fails: float = 0.0, hollow: float = 0.0) -> None:
+def set_losses(world: World, *, fails: float = 0.0, hollow: float = 0.0) -> None:
     world.variants = replace(world.variants, failed_writes=fails, hollow_writes=hollow)
 
 
@@ -49,12 +49,12 @@ def starts(world: World, kind: str) -> int:
     return world.ledger.requests[f"POST /companies/{{id}}/{kind}"]
 
 
-async def test_a_canary_goes_before_the_full_export(
+async def test_a_canary_export_precedes_the_full_export(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    losing(world)
+    set_losses(world)
     journal = MemoryJournal()
-    for _ in range(2):  # the second time nothing is left to do
+    for _ in range(2):  # the second call finds everything done
         async with opens() as session:
             outcome = await migrate(
                 session, connected(customer()), journal=journal, to=tmp_path, export="full"
@@ -68,7 +68,7 @@ async def test_a_canary_goes_before_the_full_export(
 async def test_every_lost_write_is_counted_and_listed(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losing(world, fails=0.2, hollow=0.2)
+    set_losses(world, fails=0.2, hollow=0.2)
     monkeypatch.setattr(simulated.ExportRun, "_chosen", lambda run, table: table.rows[run.mode == "canary" :])
     async with opens() as session:
         outcome = await migrate(
@@ -82,10 +82,10 @@ async def test_every_lost_write_is_counted_and_listed(
     assert {result.error for result in canary.lost} == {"the destination refused the record", None}
 
 
-async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_for_again(
+async def test_a_canary_with_losses_prevents_the_full_export_until_a_retry(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    losing(world, hollow=1.0)
+    set_losses(world, hollow=1.0)
     journal, spec = MemoryJournal(), connected(customer())
     async with opens() as session:
         for _ in range(2):
@@ -95,7 +95,7 @@ async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_
             assert "the full export was not started" in failed.error
             assert all(Path(file.path).exists() for file in failed.files)
             assert starts(world, "exports") == 1
-        losing(world)
+        set_losses(world)
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="full", retries=1)
     assert isinstance(outcome, Delivered)
     assert any("exported again" in note for note in outcome.notes)
@@ -103,7 +103,7 @@ async def test_a_canary_that_loses_rows_stops_the_full_export_until_it_is_asked_
 
 
 @pytest.mark.parametrize("variant", ["refused", "conflict", "fails"])
-async def test_without_a_destination_the_export_fails_and_the_sheets_are_there(
+async def test_without_a_destination_the_export_fails_and_the_sheets_are_downloaded(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, variant: str
 ) -> None:
     world.variants = Variants(unconnected_export=variant)
@@ -118,7 +118,7 @@ async def test_without_a_destination_the_export_fails_and_the_sheets_are_there(
     assert starts(world, "imports") == 1
 
 
-async def test_a_destinations_secrets_are_seen_nowhere(
+async def test_destination_secrets_are_in_no_repr_log_or_journal(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(0)
@@ -134,7 +134,7 @@ async def test_a_destinations_secrets_are_seen_nowhere(
     assert SECRET not in "".join(shown)
 
 
-def test_what_a_report_counts_and_does_not_list_is_lost_all_the_same() -> None:
+def test_failures_that_a_report_counts_but_does_not_list_are_losses() -> None:
     listed = ExportResult(ok=False, status=422, error="no")
     report = ExportReport(total=100, succeeded=90, results=(listed,))
     assert (summary_of("full", "r", report).failed, summary_of("full", "r", report).lost) == (
@@ -146,7 +146,7 @@ def test_what_a_report_counts_and_does_not_list_is_lost_all_the_same() -> None:
     assert summary_of("full", "r", ExportReport(total=1, succeeded=1, results=(quiet,))).failed == 1
 
 
-async def test_a_run_that_failed_is_begun_again_as_often_as_was_asked(
+async def test_a_failed_run_is_started_again_up_to_retries_times(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.variants = Variants(zombies=1.0)
@@ -164,19 +164,19 @@ async def test_a_run_that_failed_is_begun_again_as_often_as_was_asked(
     assert world.ledger.requests["POST /companies"] == 1
 
 
-async def test_what_had_failed_before_is_begun_once_more(
+async def test_retry_failed_starts_an_earlier_failure_once_more_per_call(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.variants = Variants(zombies=1.0)
     journal = MemoryJournal()
     async with opens() as session:
-        for imports in (1, 2, 3):  # the first call has nothing that had failed before
+        for imports in (1, 2, 3):  # the first call finds no earlier failure
             failed = await migrate(session, customer(), journal=journal, to=tmp_path, retry_failed=True)
             assert isinstance(failed, Failed)
             assert starts(world, "imports") == imports
 
 
-async def test_an_input_that_failed_and_is_gone_is_not_begun_again(
+async def test_a_failed_import_whose_files_are_gone_is_not_started_again(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.variants = Variants(zombies=1.0)
@@ -192,7 +192,7 @@ async def test_an_input_that_failed_and_is_gone_is_not_begun_again(
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_a_rejected_import_gives_what_is_left_to_those_who_ask(
+async def test_deliver_rejected_downloads_the_rows_of_a_rejected_import(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, keeps: bool
 ) -> None:
     world.variants = Variants(rejected_keeps=keeps)
@@ -211,7 +211,7 @@ async def test_a_rejected_import_gives_what_is_left_to_those_who_ask(
     assert starts(world, "imports") == 1
 
 
-async def test_a_rejected_import_of_which_nothing_is_left_says_so(
+async def test_a_rejected_import_without_rows_is_noted_in_the_outcome(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     gone = Reply(status=404, body=b'{"error": "Nothing was inserted"}')
@@ -230,7 +230,7 @@ async def test_a_rejected_import_of_which_nothing_is_left_says_so(
     assert "Nothing was inserted" in outcome.notes[0]
 
 
-async def test_a_rejected_import_is_begun_again_under_another_policy(
+async def test_a_rejected_import_is_started_again_under_another_policy(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
@@ -245,7 +245,7 @@ async def test_a_rejected_import_is_begun_again_under_another_policy(
     ("cut", "times", "doubtful"),
     [((), 2, False), ((1,), 3, False), ((2, 3), 5, False), ((1, 2), 4, False), (range(1, 10), 9, True)],
 )
-async def test_what_no_report_counts_is_fetched_until_it_is_surely_whole(
+async def test_sheets_without_a_row_count_are_fetched_until_a_copy_is_certainly_complete(
     opens: Opens,
     customer: Customer,
     world: World,
@@ -255,7 +255,7 @@ async def test_what_no_report_counts_is_fetched_until_it_is_surely_whole(
     times: int,
     doubtful: bool,
 ) -> None:
-    """Two imports have left rows, and a report counts its own; a body that was cut may look whole."""
+    """Two imports left rows, and a report counts only its own. A truncated body may look complete."""
     world.variants = Variants(zip_status=404, rejected_keeps=False)
     journal, spec, bodies = MemoryJournal(), customer(contacts=DUPLICATES), Counter[str]()
 
@@ -276,7 +276,7 @@ async def test_what_no_report_counts_is_fetched_until_it_is_surely_whole(
 
 
 @pytest.mark.parametrize("missing", ["report", "all", "invalidCellCount", "inserted", "null"])
-async def test_a_report_that_counts_too_little_to_notice_a_cut_is_none(
+async def test_a_report_without_usable_counts_is_treated_as_missing(
     opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path, missing: str
 ) -> None:
     world.variants = Variants(zip_status=404)
@@ -305,7 +305,7 @@ async def test_a_report_that_counts_too_little_to_notice_a_cut_is_none(
 
 
 @pytest.mark.parametrize("results", [None, [{"ok": True, "status": 200, "fields_confirmed": False}, None]])
-async def test_a_canary_of_which_nobody_knows_that_it_lost_nothing_stops_the_full_export(
+async def test_a_canary_with_an_unknown_result_prevents_the_full_export(
     opens: Opens,
     customer: Customer,
     world: World,
@@ -332,10 +332,10 @@ async def test_a_canary_of_which_nobody_knows_that_it_lost_nothing_stops_the_ful
 
 
 @pytest.mark.parametrize("status", [400, 404])
-async def test_a_run_of_which_no_end_was_read_is_not_begun_again(
+async def test_a_run_whose_end_was_not_read_is_not_started_again(
     opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path, status: int
 ) -> None:
-    """The server refuses to show it, and shows it later: it went on all the while."""
+    """The server refuses to show the run for a while. The run continues in the meantime."""
     gone = Fault(instead=Reply(status=status, body=b'{"error": "no"}'))
     wire.fault = lambda method, path, number: gone if method == "GET" and "/imports/" in path else None
     journal, spec = MemoryJournal(), customer()
@@ -360,7 +360,7 @@ async def test_a_run_of_which_no_end_was_read_is_not_begun_again(
         (403, "GET /companies/{id}/export.csv"),
     ],
 )
-async def test_a_refusal_that_no_repeat_changes_is_not_repeated(
+async def test_a_permanent_refusal_is_not_retried(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, status: int, endpoint: str
 ) -> None:
     refused = Fault(instead=Reply(status=status, body=b'{"error": "not yours"}'))
@@ -378,7 +378,7 @@ async def test_a_refusal_that_no_repeat_changes_is_not_repeated(
 @pytest.mark.parametrize(
     "option", [{"decide": "aprove"}, {"row_filter": "some"}, {"retries": -1}, {"export": "half"}]
 )
-async def test_an_option_that_makes_no_sense_is_refused(
+async def test_an_invalid_option_is_refused(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, option: dict[str, object]
 ) -> None:
     async with opens() as session:
@@ -387,10 +387,10 @@ async def test_an_option_that_makes_no_sense_is_refused(
     assert not wire.sent
 
 
-async def test_every_outcome_tells_what_a_person_has_to_know_also_as_json(
+async def test_each_outcome_keeps_its_details_in_json(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
-    losing(world, hollow=1.0)
+    set_losses(world, hollow=1.0)
     flagged = CLEAN.replace("p1@x.org", "none", 1)
     lost = Fault(lost_after=True)
     wire.fault = lambda method, path, number: lost if path.endswith("/companies") and number == 4 else None
@@ -410,31 +410,31 @@ async def test_every_outcome_tells_what_a_person_has_to_know_also_as_json(
         encoded = msgspec.json.encode(each)
         assert msgspec.json.decode(encoded, type=Outcome) == each
         shown[each.name] = msgspec.json.decode(encoded)
-    told = shown["delivered Ltd"]
-    assert (told["type"], told["rows"], told["flagged"], told["losses"]) == ("delivered", 20, 1, 1)
-    assert told["exports"][0]["lost"][0]["fields_confirmed"] is False
-    told = shown["failed Ltd"]
-    assert (told["type"], told["error"], told["step"]) == ("failed", "Rejected by a person", "running")
-    assert told["report"]["inserted"] == 0
-    told = shown["parked Ltd"]
-    assert told["type"] == "parked"
-    assert "What shall be done" in told["attention"]["questions"][0]["prompt"]
-    assert told["attention"]["proposed_patch"]["actions"] == told["destructive"]
-    assert (told["destructive"][0]["action"], told["destructive"][0]["key_column"]) == (
+    fields = shown["delivered Ltd"]
+    assert (fields["type"], fields["rows"], fields["flagged"], fields["losses"]) == ("delivered", 20, 1, 1)
+    assert fields["exports"][0]["lost"][0]["fields_confirmed"] is False
+    fields = shown["failed Ltd"]
+    assert (fields["type"], fields["error"], fields["step"]) == ("failed", "Rejected by a person", "running")
+    assert fields["report"]["inserted"] == 0
+    fields = shown["parked Ltd"]
+    assert fields["type"] == "parked"
+    assert "What shall be done" in fields["attention"]["questions"][0]["prompt"]
+    assert fields["attention"]["proposed_patch"]["actions"] == fields["destructive"]
+    assert (fields["destructive"][0]["action"], fields["destructive"][0]["key_column"]) == (
         "dedup_keep_first",
         "Email",
     )
     assert (shown["wrong Ltd"]["type"], shown["wrong Ltd"]["step"]) == ("failed", "checking")
-    told = shown["unknown Ltd"]
-    assert told["type"] == "unknown"
-    assert '"external_id":"unknown"' in told["sent"]
-    assert "asyncmig adopt" in told["advice"]
+    fields = shown["unknown Ltd"]
+    assert fields["type"] == "unknown"
+    assert '"external_id":"unknown"' in fields["sent"]
+    assert "asyncmig adopt" in fields["advice"]
     assert isinstance(parked, Parked)
     assert not isinstance(unknown, Pending)
 
 
 @pytest.mark.parametrize("more", [False, True])
-async def test_sheets_that_are_always_wrong_in_the_same_way_end_as_pending_soon(
+async def test_sheets_with_the_same_wrong_row_count_each_time_soon_end_as_pending(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, more: bool
 ) -> None:
     content = b"E-mail\r\n" + b"p@x\r\n" * (999 if more else 7)
@@ -448,7 +448,7 @@ async def test_sheets_that_are_always_wrong_in_the_same_way_end_as_pending_soon(
     assert [path for path in tmp_path.glob("out/**/*") if path.is_file()] == []
 
 
-async def test_a_sheet_that_always_breaks_off_at_the_same_byte_is_not_fetched_for_15_minutes(
+async def test_a_sheet_cut_at_the_same_byte_each_time_is_fetched_only_eight_times(
     opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
 ) -> None:
     world.variants = Variants(zip_status=404)

@@ -1,4 +1,4 @@
-"""Sheets to files and to iterators: what is chosen, what is whole, what is left behind."""
+"""Downloads of sheets to files and as streams: selection, checks for completeness, and cleanup."""
 
 import asyncio
 import io
@@ -46,7 +46,7 @@ def wire(world: World) -> InProcess:
 
 @pytest.fixture
 def imported(wire: InProcess) -> Imported:
-    """Opens a company with three sheets, of which Contacts has 20 rows."""
+    """Return a function that opens a company with three sheets; Contacts has 20 rows."""
 
     @asynccontextmanager
     async def make(**variants: object) -> AsyncIterator[Company]:
@@ -79,7 +79,7 @@ async def read(chunks: AsyncIterator[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("wanted", ["Contacts", "contacts", "id", "sheet"])
-async def test_one_sheet_by_name_id_or_itself(
+async def test_one_sheet_is_selected_by_name_id_or_object(
     imported: Imported, wire: InProcess, tmp_path: Path, wanted: str
 ) -> None:
     async with imported() as company:
@@ -95,7 +95,7 @@ async def test_one_sheet_by_name_id_or_itself(
     ("sheets", "reason"),
     [("Contacts", "a sequence"), ([], "not empty"), (["Nope"], "is not known"), ([""], "is empty")],
 )
-async def test_a_sheet_that_is_not_there_costs_no_request(
+async def test_an_invalid_selection_of_sheets_is_refused_without_a_request(
     imported: Imported, wire: InProcess, tmp_path: Path, sheets: list[str], reason: str
 ) -> None:
     async with imported() as company:
@@ -106,7 +106,7 @@ async def test_a_sheet_that_is_not_there_costs_no_request(
     assert downloads(wire) == 0
 
 
-async def test_a_name_that_two_sheets_have_is_refused(imported: Imported, wire: InProcess) -> None:
+async def test_an_ambiguous_sheet_name_is_refused(imported: Imported, wire: InProcess) -> None:
     async with imported():
         pass
     async with Session(KEY, BASE_URL, transport=wire) as session:
@@ -115,19 +115,19 @@ async def test_a_name_that_two_sheets_have_is_refused(imported: Imported, wire: 
             session.companies.open("c", sheets=twins).stream("Twin")
 
 
-async def test_where_no_sheet_is_known_a_text_is_an_id(
+async def test_a_text_is_an_id_if_no_sheets_are_known(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company, Session(KEY, BASE_URL, transport=wire) as session:
-        stranger = session.companies.open(company.id)
-        files = await stranger.download(to=tmp_path, sheets=[company.sheets[1].id])
+        opened_by_id = session.companies.open(company.id)
+        files = await opened_by_id.download(to=tmp_path, sheets=[company.sheets[1].id])
         with pytest.raises(NotFound, match="Sheet not found"):
-            await stranger.download(to=tmp_path, sheets=["nope"])
+            await opened_by_id.download(to=tmp_path, sheets=["nope"])
     assert [file.rows for file in files] == [20]
 
 
 @pytest.mark.parametrize("status", [404, 501])
-async def test_where_there_is_no_archive_that_is_asked_once(
+async def test_an_unsupported_archive_is_requested_once(
     imported: Imported, wire: InProcess, tmp_path: Path, status: int
 ) -> None:
     async with imported(zip_status=status) as company:
@@ -136,7 +136,7 @@ async def test_where_there_is_no_archive_that_is_asked_once(
     assert downloads(wire) == 1 + 3 + 3
 
 
-async def test_a_company_that_is_gone_does_not_tell_of_archives(
+async def test_a_404_for_a_company_does_not_mean_that_archives_are_unsupported(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
@@ -148,7 +148,7 @@ async def test_a_company_that_is_gone_does_not_tell_of_archives(
 
 
 @pytest.mark.parametrize("fault", [200, 403, 422, 500, "cut"])
-async def test_where_the_archive_never_comes_whole_the_sheets_do(
+async def test_sheets_are_downloaded_one_by_one_if_the_archive_always_fails(
     imported: Imported, wire: InProcess, tmp_path: Path, fault: int | str
 ) -> None:
     async with imported() as company:
@@ -159,14 +159,14 @@ async def test_where_the_archive_never_comes_whole_the_sheets_do(
         )
         for _ in range(2):
             assert [file.rows for file in await company.download(to=tmp_path)] == [0, 20, 0]
-        if fault not in (200, "cut"):  # those began to come, and what was handed on cannot be taken back
+        if fault not in (200, "cut"):  # these fail after the stream has passed on bytes of the archive
             async with company.stream() as chunks:
                 assert len(zipfile.ZipFile(io.BytesIO(await read(chunks))).namelist()) == 3
     archives = sum("sheet_id" not in url for _, _, url in wire.sent if "/export.csv" in url)
-    assert 2 <= archives <= 3 * 8  # another time it may come
+    assert 2 <= archives <= 3 * 8  # each download requests the archive again
 
 
-async def test_an_archive_may_hold_more_than_sheets_and_must_hold_each(
+async def test_an_archive_may_have_other_files_and_must_have_each_sheet(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
@@ -178,13 +178,13 @@ async def test_an_archive_may_hold_more_than_sheets_and_must_hold_each(
                     content.writestr(name, "a\n" + "1\n" * 20 * (name == "Contacts.csv"))
             faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
             files = await company.download(to=tmp_path / str(len(extra)))
-            assert [file.sheet for file in files] == names  # from the archive, and then one by one
+            assert [file.sheet for file in files] == names  # from the archive, then from single downloads
 
 
-async def test_however_an_archive_is_damaged_it_is_fetched_again(
+async def test_a_damaged_archive_is_fetched_again(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
-    """`zipfile` raises half a dozen kinds of errors, and none of them may pass for one of the disk."""
+    """`zipfile` raises several kinds of errors. None of them may be mistaken for a disk error."""
     rng, damaged = Random(4), list[Fault]()
     wire.fault = lambda method, path, number: (
         damaged.pop() if path.endswith("/export.csv") and damaged else None
@@ -200,7 +200,7 @@ async def test_however_an_archive_is_damaged_it_is_fetched_again(
 
 
 @pytest.mark.parametrize("name", ["../x", "CON", "a/b", "..\\x"])
-async def test_a_sheet_cannot_leave_its_folder(
+async def test_a_sheet_name_cannot_lead_out_of_the_folder(
     imported: Imported, wire: InProcess, tmp_path: Path, name: str
 ) -> None:
     async with imported() as company:
@@ -210,8 +210,8 @@ async def test_a_sheet_cannot_leave_its_folder(
         with zipfile.ZipFile(archive, "w") as content:
             content.writestr(f"{name}.csv", "a\n1\n")
         faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 2)
-        stranger = company.__class__(company._context, company.id)
-        [entry] = await stranger.download(to=tmp_path / "out")
+        opened_by_id = company.__class__(company._context, company.id)
+        [entry] = await opened_by_id.download(to=tmp_path / "out")
     for each in (file, entry):
         assert Path(each.path).parent == tmp_path / "out"
         assert Path(each.path).stem.upper() != "CON"
@@ -219,7 +219,7 @@ async def test_a_sheet_cannot_leave_its_folder(
 
 
 async def downloaded(imported: Imported, wire: InProcess, to: Path, content: bytes) -> int:
-    """Return the rows of a sheet that comes like this, always, after an import of 20 rows."""
+    """Return the row count of a sheet whose every download is `content`, after an import of 20 rows."""
     faulty(wire, Fault(instead=Reply(status=200, body=content, content_type="text/csv")), *range(1, 999))
     async with imported() as company:
         [file] = await company.download(to=to, sheets=["Contacts"], filter="all")
@@ -230,7 +230,7 @@ async def downloaded(imported: Imported, wire: InProcess, to: Path, content: byt
 @pytest.mark.parametrize(
     ("line", "end"), [('p@x,6" pipe', "\r\n"), ('p@x,6"', "\n"), ('p@x, "a,b"', "\n"), ("p@x,a\rb", "\r\n")]
 )
-async def test_a_sheet_that_can_be_read_in_two_ways_comes_once(
+async def test_an_ambiguous_csv_is_accepted_if_one_reading_has_the_reported_rows(
     imported: Imported, wire: InProcess, tmp_path: Path, line: str, end: str
 ) -> None:
     content = "Email,Note" + end + (line + end) * 20
@@ -238,7 +238,7 @@ async def test_a_sheet_that_can_be_read_in_two_ways_comes_once(
     assert downloads(wire) == 1
 
 
-async def test_a_quote_that_is_never_closed_is_text_if_the_same_comes_again(
+async def test_an_unclosed_quote_is_text_if_a_second_download_is_identical(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     content = b'Email,Note\r\np@x,"6 pipe\r\n' + b"p@x,x\r\n" * 19
@@ -246,17 +246,17 @@ async def test_a_quote_that_is_never_closed_is_text_if_the_same_comes_again(
     assert downloads(wire) == 2
 
 
-async def test_what_comes_wrong_and_always_the_same_is_not_asked_for_ever(
+async def test_identical_wrong_downloads_end_with_a_final_error(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     with pytest.raises(TruncatedDownload, match="19 rows arrived") as caught:
         await downloaded(imported, wire, tmp_path, b"Email,Note\r\n" + b"p@x,x\r\n" * 19)
     assert caught.value.is_final
-    assert downloads(wire) == 3  # the attempts of the session
+    assert downloads(wire) == 3  # `attempts` of the session
     assert not list(tmp_path.iterdir())
 
 
-async def test_a_sheet_that_is_always_wrong_in_another_way_is_requested_once_per_attempt(
+async def test_varying_wrong_downloads_are_requested_once_per_attempt(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
@@ -272,7 +272,7 @@ async def test_a_sheet_that_is_always_wrong_in_another_way_is_requested_once_per
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
-async def test_a_sheet_that_was_cut_in_its_last_cell_is_fetched_again(
+async def test_a_sheet_cut_in_its_last_cell_is_fetched_again(
     imported: Imported, wire: InProcess, tmp_path: Path, cut: int
 ) -> None:
     content = b"Email,Note\r\n" + b"p@x,whole\r\n" * 20
@@ -286,7 +286,7 @@ async def test_a_sheet_that_was_cut_in_its_last_cell_is_fetched_again(
     assert downloads(wire) == 2
 
 
-async def test_a_server_that_does_not_end_the_last_line_is_believed(
+async def test_a_missing_final_line_end_is_accepted_after_identical_downloads(
     imported: Imported, wire: InProcess, tmp_path: Path
 ) -> None:
     content = b"Email,Note\r\n" + b"\r\n".join([b"p@x,whole"] * 20)
@@ -303,7 +303,7 @@ async def test_a_server_that_does_not_end_the_last_line_is_believed(
 @pytest.mark.parametrize("cell", ["x", '"a\r\n""b"', "\u0a0d\u0d0a", "\u2028"])
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("rows", [19, 20])
-async def test_a_sheet_in_another_unicode_encoding_is_counted(
+async def test_rows_of_a_sheet_in_utf_16_or_utf_32_are_counted(
     imported: Imported, wire: InProcess, tmp_path: Path, encoding: str, cell: str, columns: int, rows: int
 ) -> None:
     lines = [",".join([each] * columns) for each in ["Note", *[cell] * rows]]
@@ -316,31 +316,31 @@ async def test_a_sheet_in_another_unicode_encoding_is_counted(
             await downloaded(imported, wire, tmp_path, content)
 
 
-class Flood:
-    """An answer without end: what begins it, and what comes again and again."""
+class EndlessResponse:
+    """A response without end: `head`, and then `more` again and again."""
 
     def __init__(self, head: bytes, more: bytes, content_type: str = "text/csv") -> None:
         self._head, self._more = head, more
         self.status, self.headers = 200, {"Content-Type": content_type}
-        self.came = 0
+        self.size = 0
 
     async def chunks(self) -> AsyncIterator[bytes]:
         yield self._head
         while True:
-            self.came += len(self._more)
-            assert self.came < 256 * 1024 * 1024
+            self.size += len(self._more)
+            assert self.size < 256 * 1024 * 1024
             yield self._more
 
 
-class Flooding(InProcess):
+class EndlessDownloads(InProcess):
     """A transport whose downloads never end."""
 
-    flood: Flood
+    response: EndlessResponse
 
     @asynccontextmanager
     async def exchange(self, method: str, url: str, **other: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         async with super().exchange(method, url, **other) as answer:
-            yield self.flood if "/export.csv" in url else answer
+            yield self.response if "/export.csv" in url else answer
 
 
 async def _streamed(company: Company) -> None:
@@ -359,24 +359,24 @@ async def _streamed(company: Company) -> None:
         (b"Email\r\n", b"\r\n" * 10_000, "no row ended within 16 MiB"),
     ],
 )
-async def test_a_sheet_without_end_is_stopped(
+async def test_the_download_of_an_endless_sheet_is_stopped(
     world: World, tmp_path: Path, head: bytes, more: bytes, reason: str, streamed: bool
 ) -> None:
-    wire = Flooding(world)
-    wire.flood = Flood(head, more)
+    wire = EndlessDownloads(world)
+    wire.response = EndlessResponse(head, more)
     async with Session(KEY, BASE_URL, transport=wire, rng=Random(3)) as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await (await company.imports.start(rows=ROWS)).wait()
         with pytest.raises(TruncatedDownload, match=reason):
             await (_streamed(company) if streamed else company.download(to=tmp_path, sheets=["Contacts"]))
     assert downloads(wire) == 1 + (not streamed)
-    assert wire.flood.came <= 40 * 1024 * 1024
+    assert wire.response.size <= 40 * 1024 * 1024
     assert not list(tmp_path.iterdir())
 
 
-async def test_an_archive_without_end_is_stopped(world: World, tmp_path: Path) -> None:
-    wire = Flooding(world)
-    wire.flood = Flood(b"PK\x03\x04", b"x" * 1024 * 1024, "application/zip")
+async def test_the_download_of_an_endless_archive_is_stopped(world: World, tmp_path: Path) -> None:
+    wire = EndlessDownloads(world)
+    wire.response = EndlessResponse(b"PK\x03\x04", b"x" * 1024 * 1024, "application/zip")
     async with Session(KEY, BASE_URL, transport=wire, rng=Random(3)) as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await (await company.imports.start(rows=ROWS)).wait()
@@ -387,7 +387,7 @@ async def test_an_archive_without_end_is_stopped(world: World, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("bomb", ["rows", "cell", "members", "sheets"])
-async def test_an_archive_that_unpacks_to_more_than_was_reported_is_stopped(
+async def test_an_archive_that_unpacks_to_more_than_was_reported_is_refused(
     imported: Imported, wire: InProcess, tmp_path: Path, bomb: str
 ) -> None:
     archive = io.BytesIO()
@@ -411,7 +411,7 @@ async def test_an_archive_that_unpacks_to_more_than_was_reported_is_stopped(
 
 
 @pytest.mark.parametrize("zip_status", [200, 404])
-async def test_sheets_that_a_file_system_does_not_tell_apart_are_two_files(
+async def test_sheets_whose_names_collide_in_a_file_system_get_separate_files(
     imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
 ) -> None:
     names = ["Caf\u00e9", "CAFE\u0301", "cafe"]
@@ -433,7 +433,9 @@ async def test_sheets_that_a_file_system_does_not_tell_apart_are_two_files(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-async def test_a_download_is_not_written_through_a_link(imported: Imported, tmp_path: Path) -> None:
+async def test_a_download_replaces_a_symbolic_link_instead_of_following_it(
+    imported: Imported, tmp_path: Path
+) -> None:
     other, out = tmp_path / "other", tmp_path / "out"
     other.write_text("mine")
     out.mkdir()
@@ -447,7 +449,7 @@ async def test_a_download_is_not_written_through_a_link(imported: Imported, tmp_
 
 
 @pytest.mark.parametrize("zip_status", [200, 404])
-async def test_what_cannot_be_made_whole_leaves_nothing(
+async def test_an_incomplete_download_leaves_no_file(
     imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
 ) -> None:
     async with imported(zip_status=zip_status) as company:
@@ -457,7 +459,7 @@ async def test_what_cannot_be_made_whole_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-async def test_a_disk_that_is_full_is_said_and_leaves_nothing(
+async def test_a_full_disk_raises_an_error_and_leaves_no_file(
     imported: Imported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full(io.FileIO):
@@ -475,10 +477,10 @@ async def test_a_disk_that_is_full_is_said_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-# To an iterator
+# As a stream
 
 
-async def test_a_sheet_as_a_stream(imported: Imported, wire: InProcess) -> None:
+async def test_one_sheet_is_streamed(imported: Imported, wire: InProcess) -> None:
     async with imported() as company, company.stream("Contacts") as chunks:
         content = await read(chunks)
     assert content.count(b"@x.org") == 20
@@ -486,7 +488,7 @@ async def test_a_sheet_as_a_stream(imported: Imported, wire: InProcess) -> None:
 
 
 @pytest.mark.parametrize("zip_status", [200, 404, 501])
-async def test_all_sheets_as_a_stream_are_an_archive_either_way(
+async def test_a_stream_of_all_sheets_is_an_archive_even_if_the_server_has_none(
     imported: Imported, wire: InProcess, zip_status: int
 ) -> None:
     async with imported(zip_status=zip_status) as company:
@@ -502,7 +504,7 @@ async def test_all_sheets_as_a_stream_are_an_archive_either_way(
 @pytest.mark.parametrize("fault", [Fault(truncated_to=2000), Fault(cut_to=2000)], ids=["truncated", "cut"])
 @pytest.mark.parametrize("sheet", ["Contacts", None])
 @pytest.mark.parametrize("zip_status", [200, 404])
-async def test_a_stream_that_was_cut_short_does_not_end_normally(
+async def test_a_truncated_stream_raises_an_error(
     imported: Imported, wire: InProcess, fault: Fault, sheet: str | None, zip_status: int
 ) -> None:
     async with imported(zip_status=zip_status) as company:
@@ -510,18 +512,18 @@ async def test_a_stream_that_was_cut_short_does_not_end_normally(
         if sheet is None and zip_status == 200:
             fault = replace(fault, **{"truncated_to" if fault.truncated_to else "cut_to": 400})
         faulty(wire, fault, body_of)
-        came = bytearray()
+        received = bytearray()
         with pytest.raises(TruncatedDownload):
-            await _relay(company, sheet, came)
-        assert came
-        assert sheet is not None or not zipfile.is_zipfile(io.BytesIO(came))
+            await _relay(company, sheet, received)
+        assert received
+        assert sheet is not None or not zipfile.is_zipfile(io.BytesIO(received))
     assert wire.faults_met == 1
 
 
 @pytest.mark.parametrize(
     "fault", ["request-lost", "answer-lost", "500-before", "html-200", "too-many", "redirect"]
 )
-async def test_before_the_first_byte_a_stream_is_tried_again(
+async def test_a_stream_is_retried_before_its_first_byte(
     imported: Imported, wire: InProcess, fault: str
 ) -> None:
     async with imported() as company:
@@ -537,7 +539,7 @@ async def test_leaving_a_stream_early_closes_its_connection(imported: Imported, 
             assert await anext(chunks)
             assert wire.open == 1
         assert wire.open == 0
-        with pytest.raises(RateLimited):  # the reader's own error is not taken for the server's
+        with pytest.raises(RateLimited):  # an error of the reader is not mistaken for one of the server
             async with company.stream("Contacts"):
                 raise RateLimited("GET", "/storage", 429, "slow down")
         assert wire.open == 0
@@ -561,8 +563,8 @@ async def _never_done(company: Company) -> None:
             await asyncio.sleep(3600)
 
 
-async def test_streams_hold_no_part_of_the_limit(imported: Imported, wire: InProcess) -> None:
-    """A body that takes minutes is no reason for the next to wait."""
+async def test_open_streams_do_not_use_up_the_rate_limit(imported: Imported, wire: InProcess) -> None:
+    """A body that takes minutes does not delay the next request."""
     async with imported() as company, Session(KEY, BASE_URL, limit=2, transport=wire) as session:
         sheets = [session.companies.open(company.id).stream(sheet) for sheet in company.sheets]
         async with sheets[0] as first, sheets[1] as second:
@@ -571,15 +573,15 @@ async def test_streams_hold_no_part_of_the_limit(imported: Imported, wire: InPro
                 assert all([await read(chunks) for chunks in (first, second, third)])
 
 
-async def test_without_archive_and_sheets_there_is_nothing_to_stream(imported: Imported) -> None:
+async def test_a_stream_without_an_archive_or_known_sheets_raises_not_found(imported: Imported) -> None:
     async with imported(zip_status=404) as company:
-        stranger = company.__class__(company._context, company.id)
+        opened_by_id = company.__class__(company._context, company.id)
         with pytest.raises(NotFound, match="no sheet ids are known"):
-            async with stranger.stream():
+            async with opened_by_id.stream():
                 pass
 
 
-# What a report says
+# Row counts of a report
 
 
 def counts(rows: int) -> tuple[RowCount, ...]:
@@ -594,13 +596,13 @@ def counts(rows: int) -> tuple[RowCount, ...]:
         ("all", 3, 30, [10], [9, 11]),
         ("valid", 0, 30, [10], [9, 11]),
         ("valid", 3, 30, [7, 8, 9, 10], [6, 11]),
-        ("valid", 25, 30, [0, 5], [6]),  # twenty of them fit into the other sheet, five do not
-        ("valid", 3, 10, [7], [6, 8]),  # there are no other rows
+        ("valid", 25, 30, [0, 5], [6]),  # at most 20 of the 25 invalid rows are in the other sheet
+        ("valid", 3, 10, [7], [6, 8]),  # no other sheet has rows
         ("valid", None, 30, [0, 10], [11]),
         ("valid", 3, None, [7, 10], [6, 11]),
     ],
 )
-def test_how_many_rows_a_sheet_may_have(
+def test_the_row_count_of_a_sheet_is_checked_against_the_report(
     row_filter: str, invalid: int | None, inserted: int | None, right: list[int], wrong: list[int]
 ) -> None:
     report = ImportReport(

@@ -1,4 +1,4 @@
-"""Destination exports: canary and full, what a report says, what is refused, what a lost answer means."""
+"""Exports to a destination: canary and full, reports, refusals, and lost responses."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -27,7 +27,7 @@ Imported = Callable[..., AbstractAsyncContextManager[tuple[Company, InProcess]]]
 
 @pytest.fixture
 def imported() -> Imported:
-    """Opens a company whose 20 rows are imported, on a server that reads the contract as given."""
+    """Return a function that opens a company with 20 imported rows, on a server that follows the contract."""
 
     @asynccontextmanager
     async def make(
@@ -58,7 +58,7 @@ def starts(wire: InProcess) -> int:
     return sum(method == "POST" and url.endswith(START) for _, method, url in wire.sent)
 
 
-async def test_a_clean_canary_is_followed_by_everything(imported: Imported) -> None:
+async def test_a_full_export_follows_a_clean_canary(imported: Imported) -> None:
     async with imported() as (company, wire):
         exported = await company.export(canary_key="c", full_key="f")
         again = await company.export(canary_key="c", full_key="f")
@@ -81,7 +81,7 @@ async def test_a_clean_canary_is_followed_by_everything(imported: Imported) -> N
         ("unlisted", replace(CLEAN, failed_writes=1.0, listed_writes=0)),
     ],
 )
-async def test_a_canary_that_loses_something_stops_there(
+async def test_no_full_export_follows_a_canary_with_losses(
     imported: Imported, kind: str, variants: Variants
 ) -> None:
     async with imported(variants) as (company, wire):
@@ -96,7 +96,7 @@ async def test_a_canary_that_loses_something_stops_there(
     assert starts(wire) == 1
 
 
-async def test_a_canary_without_a_report_proves_nothing(imported: Imported) -> None:
+async def test_no_full_export_follows_a_canary_without_a_report(imported: Imported) -> None:
     async with imported() as (company, wire):
         done = Reply(status=200, body=b'{"status": "completed"}')
         wire.fault = lambda method, path, n: (
@@ -109,14 +109,14 @@ async def test_a_canary_without_a_report_proves_nothing(imported: Imported) -> N
     )
 
 
-async def test_writes_that_nobody_reads_back_do_not_stop_it(imported: Imported) -> None:
+async def test_unverified_writes_do_not_prevent_the_full_export(imported: Imported) -> None:
     async with imported(replace(CLEAN, unread_writes=1.0)) as (company, _):
         exported = await company.export()
     assert exported.is_clean
     assert len(exported.report.unverified) == 20
 
 
-async def test_without_a_canary_all_is_written_at_once(imported: Imported) -> None:
+async def test_canary_first_false_starts_the_full_export_directly(imported: Imported) -> None:
     async with imported(replace(CLEAN, hollow_writes=1.0)) as (company, _):
         exported = await company.export(canary_first=False)
     assert exported.canary is None
@@ -128,7 +128,7 @@ async def test_without_a_canary_all_is_written_at_once(imported: Imported) -> No
 @pytest.mark.parametrize(
     ("reading", "error"), [("refused", BadRequest), ("conflict", Conflict), ("fails", RunFailed)]
 )
-async def test_without_a_connection_the_error_is_clear_however_it_comes(
+async def test_a_missing_connection_is_named_in_each_form_of_the_error(
     imported: Imported, reading: str, error: type[Exception], text: bool
 ) -> None:
     async with imported(replace(CLEAN, unconnected_export=reading), connected=False) as (company, wire):
@@ -142,7 +142,9 @@ async def test_without_a_connection_the_error_is_clear_however_it_comes(
 
 
 @pytest.mark.parametrize("fault", ["answer-lost", "500-after", "hang", "truncated"])
-async def test_a_start_that_is_never_answered_says_how_to_find_it(imported: Imported, fault: str) -> None:
+async def test_a_start_without_a_response_can_be_repeated_with_its_key(
+    imported: Imported, fault: str
+) -> None:
     async with imported() as (company, wire):
         wire.fault = lambda method, path, n: FAULTS[fault] if path.endswith(START) else None
         with pytest.raises(UnknownOutcome, match="same idempotency key") as unknown:
@@ -156,7 +158,7 @@ async def test_a_start_that_is_never_answered_says_how_to_find_it(imported: Impo
 
 
 async def test_an_attempt_that_may_have_arrived_makes_the_outcome_unknown(imported: Imported) -> None:
-    """Also where the last ones found nobody listening."""
+    """This holds even if the later attempts were refused a connection."""
     async with imported() as (company, wire):
         wire.fault = lambda method, path, n: (
             (FAULTS["answer-lost"] if n == 1 else Fault(refused=True)) if path.endswith(START) else None
@@ -165,7 +167,7 @@ async def test_an_attempt_that_may_have_arrived_makes_the_outcome_unknown(import
             await company.exports.start(mode="full")
 
 
-async def test_where_nobody_listens_nothing_was_started(imported: Imported) -> None:
+async def test_refused_connections_raise_no_answer(imported: Imported) -> None:
     async with imported() as (company, wire):
         wire.fault = lambda method, path, n: Fault(refused=True) if path.endswith(START) else None
         with pytest.raises(NoAnswer):
@@ -179,7 +181,7 @@ async def test_a_key_with_another_payload_is_a_conflict(imported: Imported) -> N
             await company.exports.start(mode="full", idempotency_key="k")
 
 
-async def test_a_run_is_found_again_by_its_id(imported: Imported) -> None:
+async def test_an_export_is_opened_by_its_id(imported: Imported) -> None:
     async with imported() as (company, _):
         run = await company.exports.start(mode="canary")
         done = await company.exports.open(run.id, age=1.0).wait()
@@ -187,7 +189,7 @@ async def test_a_run_is_found_again_by_its_id(imported: Imported) -> None:
     assert done.report.mode == "canary"
 
 
-async def test_a_selection_narrows_what_is_written(imported: Imported) -> None:
+async def test_a_selection_limits_the_exported_rows(imported: Imported) -> None:
     async with imported() as (company, wire):
         other = next(schema.id for schema in SCHEMAS if schema.id not in wire.world.schemas)
         exported = await company.export(template_ids=[other], row_filter="plan = 'pro'")
@@ -205,7 +207,7 @@ async def test_a_selection_narrows_what_is_written(imported: Imported) -> None:
         ("idempotency_key", {"idempotency_key": ""}),
     ],
 )
-async def test_what_cannot_be_meant_costs_no_request(
+async def test_an_invalid_argument_is_refused_without_a_request(
     imported: Imported, field: str, wrong: dict[str, str]
 ) -> None:
     async with imported() as (company, wire):
@@ -216,7 +218,7 @@ async def test_what_cannot_be_meant_costs_no_request(
 
 
 @pytest.mark.parametrize("keys", [("", None), (None, ""), ("k", "k")])
-async def test_the_keys_of_the_stages_are_two(
+async def test_the_keys_of_canary_and_full_export_must_differ(
     imported: Imported, keys: tuple[str | None, str | None]
 ) -> None:
     async with imported() as (company, wire):
@@ -246,7 +248,7 @@ async def test_the_keys_of_the_stages_are_two(
         (ExportResult(), "unverified"),
     ],
 )
-def test_a_write_is_one_of_four(result: ExportResult, kind: str) -> None:
+def test_each_write_is_classified(result: ExportResult, kind: str) -> None:
     report = ExportReport(results=(result,))
     found = {"failed": report.failed, "hollow": report.hollow, "unverified": report.unverified}
     assert {name for name, results in found.items() if results} == {kind} - {"confirmed"}
@@ -264,7 +266,9 @@ def test_a_write_is_one_of_four(result: ExportResult, kind: str) -> None:
         ({}, 0, 0),
     ],
 )
-def test_counts_and_lists_may_disagree(counts: dict[str, int], unlisted: int, unlisted_failures: int) -> None:
+def test_writes_that_a_report_counts_but_does_not_list_are_counted(
+    counts: dict[str, int], unlisted: int, unlisted_failures: int
+) -> None:
     results = [
         {
             "template_id": "t",

@@ -1,4 +1,4 @@
-"""Many customers at once: outcomes as they come, one's trouble is nobody else's, an orderly end."""
+"""A fleet of customers: outcomes in the order of completion, isolated failures, and an orderly shutdown."""
 
 import asyncio
 from collections.abc import Callable
@@ -67,7 +67,9 @@ async def test_customers_that_share_a_folder_are_refused(
     assert world.ledger.requests["POST /companies"] == 1
 
 
-async def test_bad_input_of_one_touches_nobody_else(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_bad_input_of_one_customer_does_not_affect_others(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
     good, bad, gone = customer("good"), customer("bad"), customer("gone")
     gone.files[0].unlink()
     async with opens() as session:
@@ -89,7 +91,7 @@ async def test_the_same_customer_is_not_started_twice(
     assert world.ledger.requests["POST /companies"] == 1
 
 
-async def test_the_longest_go_first(
+async def test_the_largest_customers_start_first(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     text = "Email,First Name,Last Name\n"
@@ -107,7 +109,7 @@ async def test_the_longest_go_first(
     assert sizes == sorted(sizes, reverse=True)
 
 
-async def test_the_longest_goes_first_though_its_files_are_the_last_that_are_read(
+async def test_the_largest_customer_starts_first_even_if_its_files_are_read_last(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     text = "Email,First Name,Last Name\n"
@@ -133,7 +135,7 @@ async def test_the_longest_goes_first_though_its_files_are_the_last_that_are_rea
     assert outcomes["held"] is Pending
 
 
-async def test_drained_it_says_so_and_goes_on_later(
+async def test_drained_customers_are_pending_and_continue_in_the_next_call(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, specs = MemoryJournal(), [customer(f"c{n}") for n in range(4)]
@@ -152,7 +154,7 @@ async def test_drained_it_says_so_and_goes_on_later(
 
 
 @pytest.mark.parametrize("after", [0.0, 0.1, 0.3, 1.0, 12.0, 38.0])
-async def test_left_early_it_leaves_nothing_behind(
+async def test_a_fleet_that_is_closed_early_leaves_no_task_or_connection(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, after: float
 ) -> None:
     journal, specs = MemoryJournal(), [customer(f"c{n}") for n in range(4)]
@@ -170,7 +172,7 @@ async def test_left_early_it_leaves_nothing_behind(
     assert verdict.duplicate_imports == verdict.duplicate_companies == verdict.unaccounted == 0
 
 
-async def test_an_error_of_the_block_leaves_it_as_it_is(
+async def test_an_exception_in_the_block_of_a_fleet_is_propagated_unchanged(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     async def broken(session: Session) -> None:
@@ -189,17 +191,19 @@ async def test_a_journal_that_cannot_be_written_ends_the_run(
     journal = Journal(tmp_path / "fleet.db")
     async with opens() as session, Fleet(session, journal=journal, to=tmp_path) as fleet:
         with pytest.raises(JournalError):
-            _ = [outcome async for outcome in fleet.run([customer()])]  # it was never opened
+            _ = [outcome async for outcome in fleet.run([customer()])]  # the journal is not open
 
 
-async def test_outcomes_survive_json(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_an_outcome_survives_a_json_round_trip(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
     async with opens() as session:
         outcomes = await run(session, [customer()], MemoryJournal(), tmp_path)
     encoded = msgspec.json.encode(outcomes["acme"])
     assert msgspec.json.decode(encoded, type=Outcome) == outcomes["acme"]
 
 
-async def test_a_fleet_without_a_place_is_refused(opens: Opens) -> None:
+async def test_a_concurrency_of_zero_is_refused(opens: Opens) -> None:
     async with opens() as session:
         with pytest.raises(InvalidInput):
             Fleet(session, journal=MemoryJournal(), concurrency=0)
@@ -207,7 +211,7 @@ async def test_a_fleet_without_a_place_is_refused(opens: Opens) -> None:
         await session.companies.sources()
 
 
-async def test_the_last_steps_of_a_large_customer_do_not_wait_behind_the_small_ones(
+async def test_the_last_steps_of_a_large_customer_do_not_wait_for_small_customers(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
     world.variants = replace(world.variants, failed_writes=0.0, hollow_writes=0.0)
@@ -227,11 +231,11 @@ async def test_the_last_steps_of_a_large_customer_do_not_wait_behind_the_small_o
     mine = [number for number, (_, _, url) in enumerate(wire.sent) if f"/{company}/export" in url]
     start = next(number for number in mine if wire.sent[number][1] == "POST")
     between = [url for _, method, url in wire.sent[mine[0] : start] if method == "POST"]
-    # A few are sent while a thread writes files; without ranks it is dozens.
+    # Small customers send some requests while a thread writes files. Without ranks they would send dozens.
     assert len(between) < 10, between
 
 
-async def test_a_fleet_and_its_session_are_left_in_another_task(
+async def test_a_fleet_and_its_session_can_be_closed_in_another_task(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     exits, before = AsyncExitStack(), asyncio.all_tasks()
@@ -258,7 +262,7 @@ async def test_a_fleet_and_its_session_are_left_in_another_task(
         assert claim.state is not None
 
 
-async def test_a_held_customer_is_waited_for_without_a_place_and_taken_over(
+async def test_a_held_customer_waits_without_using_concurrency_and_then_runs(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -273,7 +277,7 @@ async def test_a_held_customer_is_waited_for_without_a_place_and_taken_over(
         assert isinstance(await held, Delivered)
 
 
-async def test_a_fleet_that_drains_stops_waiting_for_a_held_customer(
+async def test_drain_stops_the_wait_for_a_held_customer(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -290,7 +294,7 @@ async def test_a_fleet_that_drains_stops_waiting_for_a_held_customer(
     assert outcome.reason == "held"
 
 
-async def test_customers_that_wait_for_a_place_have_no_task_and_end_with_the_others(
+async def test_customers_over_the_concurrency_limit_have_no_task_and_end_with_the_fleet(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     before, journal = asyncio.all_tasks(), MemoryJournal()
@@ -301,13 +305,13 @@ async def test_customers_that_wait_for_a_place_have_no_task_and_end_with_the_oth
         canceled = await fleet.cancel("c99")
         assert isinstance(canceled, Pending)
         assert await futures[99] == canceled
-        assert isinstance(await futures[3], Delivered)  # a place became free
+        assert isinstance(await futures[3], Delivered)  # starts once an earlier customer has ended
     assert all(future.done() for future in futures)
     assert asyncio.all_tasks() == before
     assert wire.open == 0
 
 
-async def test_a_drain_ends_those_that_wait_for_a_place_or_for_another_process(
+async def test_drain_ends_customers_that_wait_for_concurrency_or_another_process(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -326,26 +330,26 @@ async def test_a_drain_ends_those_that_wait_for_a_place_or_for_another_process(
     ]
 
 
-async def test_a_customer_whose_file_cannot_be_read_delays_those_behind_it_for_a_minute_at_most() -> None:
-    turns, came = Turns(), list[tuple[int, float]]()
+async def test_a_customer_with_an_unreadable_file_delays_later_ones_by_at_most_a_minute() -> None:
+    turns, finished = Turns(), list[tuple[int, float]]()
 
-    async def come(place: int) -> None:
+    async def wait_for_turn(place: int) -> None:
         await turns.come(place)
-        came.append((place, asyncio.get_running_loop().time() - began))
+        finished.append((place, asyncio.get_running_loop().time() - began))
 
     places = [turns.place() for _ in range(6)]
     began = asyncio.get_running_loop().time()
-    tasks = [asyncio.create_task(come(place)) for place in places[4:0:-1]]
+    tasks = [asyncio.create_task(wait_for_turn(place)) for place in places[4:0:-1]]
     await asyncio.sleep(1.0)
     turns.end(2)
     await asyncio.wait(tasks)
-    await come(5)
-    assert dict(came) == {1: 60.0, 2: 1.0, 3: 60.0, 4: 60.0, 5: 60.0}
+    await wait_for_turn(5)
+    assert dict(finished) == {1: 60.0, 2: 1.0, 3: 60.0, 4: 60.0, 5: 60.0}
     turns.end(0)
 
 
 @pytest.mark.parametrize("turns", range(1, 12, 2))
-async def test_a_fleet_can_be_left_while_its_customers_are_being_recorded(
+async def test_a_fleet_can_be_closed_while_its_customers_are_recorded(
     opens: Opens, customer: Customer, tmp_path: Path, turns: int
 ) -> None:
     async with opens() as session:

@@ -1,4 +1,4 @@
-"""The handles, as a reader of the README uses them."""
+"""Companies, imports and runs, used as in the README."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
 
 
-async def test_the_first_example_of_the_readme(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_the_first_example_of_the_readme_runs(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     async with opens() as session:
         source = named("source", "HubSpot", await session.companies.sources()).id
         company = await session.companies.create(name="Acme", source=source, external_id="acme-001")
@@ -30,7 +30,7 @@ async def test_the_first_example_of_the_readme(opens: Opens, customer: Customer,
     assert sorted(Path(file.path).name for file in files) == ["Companies.csv", "Contacts.csv", "Deals.csv"]
 
 
-async def test_a_download_is_checked_without_saying_where_the_handle_knows(
+async def test_a_download_is_checked_against_the_last_report_by_default(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     wire.world.schemas = dict(list(wire.world.schemas.items())[1:2])
@@ -44,7 +44,7 @@ async def test_a_download_is_checked_without_saying_where_the_handle_knows(
     assert [file.rows for file in files] == [20]
 
 
-async def test_rows_need_no_file(opens: Opens, tmp_path: Path) -> None:
+async def test_rows_are_imported_without_a_file(opens: Opens, tmp_path: Path) -> None:
     rows = [{"Email": f"p{n}@x.org", "Last Name": "L", "First Name": "F"} for n in range(3)]
     async with opens() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
@@ -55,7 +55,7 @@ async def test_rows_need_no_file(opens: Opens, tmp_path: Path) -> None:
     assert "p2@x.org" in (tmp_path / "Contacts.csv").read_text(encoding="utf-8")
 
 
-async def test_the_same_key_is_the_same_run_and_another_payload_a_conflict(
+async def test_a_repeated_key_returns_the_same_run_and_conflicts_on_another_payload(
     opens: Opens, world: World
 ) -> None:
     async with opens() as session:
@@ -73,7 +73,7 @@ async def test_the_same_key_is_the_same_run_and_another_payload_a_conflict(
         assert [state.run_id async for state in company.imports.list()] == [first.id]
 
 
-async def test_the_active_import_may_come_wrapped(opens: Opens, wire: InProcess) -> None:
+async def test_a_wrapped_active_import_is_read(opens: Opens, wire: InProcess) -> None:
     async with opens() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(rows=[{"a": 1}])
@@ -83,7 +83,7 @@ async def test_the_active_import_may_come_wrapped(opens: Opens, wire: InProcess)
         assert active.run_id == run.id
 
 
-async def test_answers_are_checked_against_what_was_asked(
+async def test_answers_are_checked_against_the_questions(
     opens: Opens, customer: Customer, wire: InProcess
 ) -> None:
     async with opens() as session:
@@ -109,7 +109,7 @@ async def test_answers_are_checked_against_what_was_asked(
     assert done.report.inserted == 20
 
 
-async def test_a_decision_that_somebody_else_made_first_is_a_conflict(
+async def test_a_decision_after_that_of_another_client_is_a_conflict(
     opens: Opens, customer: Customer
 ) -> None:
     async with opens() as session, opens() as elsewhere:
@@ -125,7 +125,7 @@ async def test_a_decision_that_somebody_else_made_first_is_a_conflict(
             await run.wait()
 
 
-async def test_a_stale_reading_after_a_decision_is_no_new_park(
+async def test_a_stale_read_after_a_decision_is_not_a_new_park(
     opens: Opens, customer: Customer, wire: InProcess, world: World
 ) -> None:
     async with opens() as session:
@@ -148,7 +148,7 @@ async def test_a_stale_reading_after_a_decision_is_no_new_park(
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_no_handle_takes_a_stale_reading_after_a_decision_for_a_new_park(
+async def test_a_new_handle_ignores_stale_reads_after_a_decision(
     opens: Opens, world: World, seed: int
 ) -> None:
     world.variants = replace(world.variants, parks_twice=True)
@@ -192,7 +192,7 @@ async def test_a_park_that_another_handle_decided_is_not_decided_again(
         assert not any(url.endswith("/decisions") for _, _, url in wire.sent[before:])
 
 
-async def test_updates_come_once_each_and_end(opens: Opens) -> None:
+async def test_updates_yields_each_update_once_and_ends(opens: Opens) -> None:
     async with opens() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(rows=[{"a": 1}])
@@ -202,7 +202,7 @@ async def test_updates_come_once_each_and_end(opens: Opens) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "reason"), [("Nope", "is not known"), ("Twice", "is the name of 2")])
-def test_a_name_that_is_not_there_or_not_clear_is_said(wanted: str, reason: str) -> None:
+def test_an_unknown_or_ambiguous_name_is_refused(wanted: str, reason: str) -> None:
     from asyncmig.companies import Source
 
     sources = [Source(id="1", name="Once"), Source(id="2", name="Twice"), Source(id="3", name="Twice")]

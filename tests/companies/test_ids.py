@@ -1,4 +1,4 @@
-"""An id that somebody gives never leads a request to another route."""
+"""An id given by the caller cannot direct a request to another route."""
 
 import pytest
 
@@ -24,7 +24,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("given", [*BAD, 7, None], ids=ascii)
-async def test_it_is_refused_before_a_request(given: str) -> None:
+async def test_an_invalid_id_is_refused_before_a_request(given: str) -> None:
     simulator = Simulator()
     async with simulator.session() as session:
         company = session.companies.open("c-1")
@@ -43,13 +43,13 @@ async def test_it_is_refused_before_a_request(given: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["c-1", "  c-1\n", "https://app.vern.so/x/companies/c-1/imports/r-1?y#z"])
-async def test_spaces_around_it_are_dropped_and_an_address_is_read(given: str) -> None:
+async def test_an_id_may_have_surrounding_spaces_or_be_a_url(given: str) -> None:
     async with Simulator().session() as session:
         assert session.companies.open(given).id == "c-1"
         assert session.watch("https://app.vern.so/x/companies/c-1/imports/r-1?y#z", given).id == "r-1"
 
 
-async def test_a_placeholder_leads_to_no_other_route() -> None:
+async def test_a_path_parameter_cannot_lead_to_another_route() -> None:
     simulator = Simulator()
     async with simulator.session() as session:
         for name in ("..", ".", ""):

@@ -1,4 +1,4 @@
-"""Imports: rows that become a file, lists of any shape, and the way back to a run."""
+"""Imports: rows that are sent as a file, lists of any shape, and the recovery of a run."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,7 +44,7 @@ def contacts(world: World) -> list[list[str]]:
 
 
 def on_start(*faults: Fault | None) -> Callable[[str, str, int], Fault | None]:
-    """Return a plan in which the first starts of an import meet `faults`."""
+    """Return a function that applies `faults` to the first starts of an import, in order."""
     return lambda method, path, number: (
         faults[number - 1]
         if method == "POST" and path.endswith("/imports") and number <= len(faults)
@@ -62,7 +62,7 @@ def on_start(*faults: Fault | None) -> Callable[[str, str, int], Fault | None]:
         ({"max_inline_rows": 0}, 1),
     ],
 )
-async def test_rows_beyond_a_limit_become_a_file_and_nobody_sees_a_difference(
+async def test_rows_over_a_limit_are_sent_as_a_file_with_the_same_result(
     options: dict[str, int], uploads: int, opens: Opens, wire: InProcess, world: World
 ) -> None:
     async with acme(opens) as company:
@@ -79,7 +79,7 @@ async def test_rows_beyond_a_limit_become_a_file_and_nobody_sees_a_difference(
     [(people(500), 0), (people(501), 1), ([{"Email": "x" * 250_000}], 0), ([{"Email": "x" * 256_000}], 1)],
     ids=["500", "501", "250 kB", "256 kB"],
 )
-async def test_by_default_500_rows_or_256_kilobytes_go_as_they_are(
+async def test_up_to_500_rows_and_256_kilobytes_are_sent_inline_by_default(
     rows: list[Mapping[str, object]], uploads: int, opens: Opens, wire: InProcess
 ) -> None:
     async with acme(opens) as company:
@@ -88,7 +88,7 @@ async def test_by_default_500_rows_or_256_kilobytes_go_as_they_are(
 
 
 @pytest.mark.parametrize("status", [400, 413])
-async def test_rows_that_the_server_finds_too_many_go_as_a_file_under_the_same_key(
+async def test_rows_that_the_server_refuses_inline_are_sent_as_a_file_with_the_same_key(
     status: int, opens: Opens, wire: InProcess, world: World
 ) -> None:
     world.variants = replace(world.variants, inline_rows=10, inline_status=status)
@@ -104,7 +104,7 @@ async def test_rows_that_the_server_finds_too_many_go_as_a_file_under_the_same_k
     assert world.verdict(10**6).duplicate_imports == 0
 
 
-async def test_a_refusal_that_a_file_does_not_mend_is_the_error(opens: Opens, wire: InProcess) -> None:
+async def test_a_refusal_of_both_inline_rows_and_file_is_raised(opens: Opens, wire: InProcess) -> None:
     wire.fault = on_start(*[Fault(instead=Reply(status=400, body=b'{"error": "no such sheet"}'))] * 2)
     async with acme(opens) as company:
         with pytest.raises(BadRequest, match="no such sheet"):
@@ -112,10 +112,10 @@ async def test_a_refusal_that_a_file_does_not_mend_is_the_error(opens: Opens, wi
     assert sent(wire, *STARTS) == 2
 
 
-async def test_rows_whose_answer_was_lost_are_not_imported_beside_their_file(
+async def test_rows_whose_response_was_lost_are_not_imported_again_as_a_file(
     opens: Opens, wire: InProcess, world: World
 ) -> None:
-    """The inline form arrived; its repeat meets another proxy, which finds it too large."""
+    """The inline request arrived. Its repeat passes another proxy, which refuses it as too large."""
     wire.fault = on_start(Fault(lost_after=True), Fault(instead=Reply(status=413, body=b"")))
     async with acme(opens) as company:
         with pytest.raises(Conflict):
@@ -128,7 +128,7 @@ async def test_rows_whose_answer_was_lost_are_not_imported_beside_their_file(
     assert world.verdict(10**6).duplicate_imports == 0
 
 
-async def test_what_is_no_row_costs_no_request(opens: Opens, wire: InProcess) -> None:
+async def test_invalid_rows_and_files_are_refused_without_a_request(opens: Opens, wire: InProcess) -> None:
     async with acme(opens) as company:
         before = len(wire.sent)
         for wrong, field in (
@@ -146,7 +146,7 @@ async def test_what_is_no_row_costs_no_request(opens: Opens, wire: InProcess) ->
         assert len(wire.sent) == before
 
 
-async def test_dates_and_numbers_arrive_alike_in_both_forms(opens: Opens, world: World) -> None:
+async def test_dates_and_numbers_are_the_same_inline_and_in_a_file(opens: Opens, world: World) -> None:
     rows = [{"Email": "a@x.org", "Last Name": date(2024, 2, 29), "First Name": 7, "Phone": 2**60}]
     async with acme(opens) as company:
         await (await company.imports.start(rows=rows)).wait()
@@ -168,7 +168,7 @@ async def three_imports(company: Company) -> list[str]:
 
 @pytest.mark.parametrize("field", ["imports", "runs", "data", ""])
 @pytest.mark.parametrize("pages", PAGES)
-async def test_imports_are_listed_newest_first_however_the_server_pages(
+async def test_imports_are_listed_newest_first_under_any_pagination(
     pages: str, field: str, opens: Opens, wire: InProcess, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.variants = replace(world.variants, pages=pages, list_field=field, drift=True)
@@ -183,7 +183,7 @@ async def test_imports_are_listed_newest_first_however_the_server_pages(
     assert ("more imports than the server lists" in caplog.text) is (pages == "more")
 
 
-async def test_a_list_that_goes_on_for_ever_comes_to_an_end(
+async def test_an_endless_list_is_read_up_to_a_limit(
     opens: Opens, wire: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncmig.companies.imports._PAGES", 20)
@@ -198,7 +198,7 @@ async def test_a_list_that_goes_on_for_ever_comes_to_an_end(
         assert len([state async for state in company.imports.list()]) == 20
 
 
-async def test_imports_are_listed_as_far_as_they_can_be_read(opens: Opens, wire: InProcess) -> None:
+async def test_a_malformed_list_of_imports_is_read_as_far_as_possible(opens: Opens, wire: InProcess) -> None:
     body = (
         b'{"imports": [{"status": "running"}, {"status": "failed"}, {"status": "failed"}, {}], "next": "x"}'
     )
@@ -213,7 +213,7 @@ async def test_imports_are_listed_as_far_as_they_can_be_read(opens: Opens, wire:
         assert (state.run_id, state.status, state.report) == ("7", "", None)
 
 
-# The way back
+# Recovery of a run
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ async def test_imports_are_listed_as_far_as_they_can_be_read(opens: Opens, wire:
         ({}, ""),
     ],
 )
-async def test_the_active_import_is_known_in_every_form(
+async def test_the_active_import_is_read_in_each_form(
     body: dict[str, object], run_id: str | None, opens: Opens, wire: InProcess
 ) -> None:
     wire.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=json.dumps(body).encode()))
@@ -240,7 +240,7 @@ async def test_the_active_import_is_known_in_every_form(
 
 
 @pytest.mark.parametrize("active", ["bare", "wrapped", "anonymous"])
-async def test_a_lost_run_is_found_again(active: str, opens: Opens, world: World) -> None:
+async def test_recover_finds_the_active_import(active: str, opens: Opens, world: World) -> None:
     world.variants = replace(world.variants, active=active)
     async with acme(opens) as company:
         assert await company.imports.recover() is None
@@ -252,9 +252,7 @@ async def test_a_lost_run_is_found_again(active: str, opens: Opens, world: World
     assert state.status == "completed"
 
 
-async def test_a_run_that_the_server_does_not_name_cannot_be_waited_for(
-    opens: Opens, wire: InProcess
-) -> None:
+async def test_a_run_without_an_id_refuses_all_calls_without_a_request(opens: Opens, wire: InProcess) -> None:
     wire.fault = lambda method, path, number: Fault(instead=Reply(status=200, body=b'{"status": "running"}'))
     async with opens() as session:
         run = await session.companies.open("c").imports.recover()
@@ -268,7 +266,7 @@ async def test_a_run_that_the_server_does_not_name_cannot_be_waited_for(
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 501])
-async def test_a_server_without_a_list_leaves_the_active_import_nameless(
+async def test_the_active_import_has_no_id_if_the_server_lists_no_imports(
     status: int, opens: Opens, wire: InProcess
 ) -> None:
     replies = [Reply(status=200, body=b'{"status": "running"}'), Reply(status=status, body=b"{}")]
@@ -280,7 +278,7 @@ async def test_a_server_without_a_list_leaves_the_active_import_nameless(
 
 
 @pytest.mark.parametrize("spelling", [str.upper, str.title, " {}\n".format])
-async def test_an_end_is_noticed_however_its_status_is_spelled(
+async def test_a_final_status_is_recognised_in_any_case_and_with_spaces(
     spelling: Callable[[str], str], opens: Opens, wire: InProcess
 ) -> None:
     reply = Reply(status=200, body=json.dumps({"status": spelling("completed")}).encode())
@@ -290,7 +288,7 @@ async def test_an_end_is_noticed_however_its_status_is_spelled(
         assert (await company.exports.open("r").wait()).status == "completed"
 
 
-async def test_a_british_spelling_ends_a_run(opens: Opens, wire: InProcess) -> None:
+async def test_the_spelling_cancelled_ends_a_run(opens: Opens, wire: InProcess) -> None:
     reply = Reply(status=200, body=b'{"status": "Cancelled", "error": "by the customer"}')
     wire.fault = lambda method, path, number: Fault(instead=reply) if path.endswith("/r") else None
     async with acme(opens) as company:

@@ -1,4 +1,4 @@
-"""No download replaces a file that was imported, and no customer's spec is passed over."""
+"""No download replaces an input file, no file outside of the root is read, and no second spec is ignored."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Customer = Callable[..., Spec]
 
 
 def placed(path: Path, external_id: str = "acme") -> Spec:
-    """Write a file, and return the spec of a customer that has it."""
+    """Write a file, and return the spec of a customer with this file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(CLEAN, encoding="utf-8")
     return Spec(external_id=external_id, name=external_id, source=SOURCE, files=(path,))
@@ -31,7 +31,7 @@ async def outcomes_of(opens: Opens, specs: list[Spec], to: Path) -> dict[str, Ou
 
 @pytest.mark.parametrize("by", ["fleet", "migrate"])
 @pytest.mark.parametrize("link", ["none", "file", "folder", "relative"])
-async def test_a_file_where_the_sheets_come_to_is_refused(
+async def test_an_input_file_in_the_output_folder_is_refused(
     opens: Opens, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, link: str
 ) -> None:
     to = tmp_path / "out"
@@ -57,7 +57,7 @@ async def test_a_file_where_the_sheets_come_to_is_refused(
     assert world.ledger.requests.total() == 0
 
 
-async def test_one_below_the_folder_of_another_customer_is_refused_and_kept(
+async def test_an_input_file_in_the_folder_of_another_customer_is_not_replaced(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     mine = placed(tmp_path / "out" / "bolt" / "Contacts.csv", "acme")
@@ -70,33 +70,35 @@ async def test_one_below_the_folder_of_another_customer_is_refused_and_kept(
 
 
 @pytest.mark.parametrize("how", ["moved", "linked", "hard-linked"])
-async def test_one_that_gets_there_meanwhile_is_not_replaced(
+async def test_an_input_file_moved_to_the_output_folder_is_not_replaced(
     opens: Opens, customer: Customer, tmp_path: Path, how: str
 ) -> None:
-    spec, place = customer(), tmp_path / "out" / "Contacts.csv"
+    spec, target = customer(), tmp_path / "out" / "Contacts.csv"
     source = spec.files[0]
 
-    def meddle(event: object) -> None:
+    def move_file(event: object) -> None:
         if isinstance(event, MigrationChanged) and event.step == "downloading":
-            place.parent.mkdir()
+            target.parent.mkdir()
             if how == "moved":
-                source.rename(place)
+                source.rename(target)
             elif how == "linked":
-                place.symlink_to(source)
+                target.symlink_to(source)
             else:
-                os.link(source, place)
+                os.link(source, target)
 
     async with opens() as session:
-        with session.events.subscribe(meddle):
+        with session.events.subscribe(move_file):
             outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Failed)
     assert outcome.step == "downloading"
-    assert place.read_text(encoding="utf-8") == CLEAN
+    assert target.read_text(encoding="utf-8") == CLEAN
     assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("by", ["upload", "start"])
-async def test_a_handle_does_not_replace_what_it_uploaded(opens: Opens, tmp_path: Path, by: str) -> None:
+async def test_a_company_does_not_replace_the_files_that_it_uploaded(
+    opens: Opens, tmp_path: Path, by: str
+) -> None:
     spec = placed(tmp_path / "Contacts.csv")
     async with opens() as session:
         company = await session.companies.create(name="A", source=SOURCE, external_id="acme")
@@ -107,10 +109,10 @@ async def test_a_handle_does_not_replace_what_it_uploaded(opens: Opens, tmp_path
             await company.download(to=tmp_path)
         assert spec.files[0].read_text(encoding="utf-8") == CLEAN
         assert await company.download(to=tmp_path / "out")
-        assert await company.download(to=tmp_path / "out")  # what was delivered before is replaced
+        assert await company.download(to=tmp_path / "out")  # sheets of an earlier download are replaced
 
 
-async def test_sheets_that_were_delivered_are_replaced(
+async def test_sheets_of_an_earlier_delivery_are_replaced(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
@@ -121,7 +123,7 @@ async def test_sheets_that_were_delivered_are_replaced(
     assert isinstance(again, Delivered)
 
 
-async def test_two_specs_of_one_customer_are_refused_before_anything_is_sent(
+async def test_two_specs_of_one_customer_are_refused_before_a_request(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     one, other = customer("acme"), placed(tmp_path / "other.csv", "acme")
@@ -132,7 +134,7 @@ async def test_two_specs_of_one_customer_are_refused_before_anything_is_sent(
     assert world.ledger.requests.total() == 0
 
 
-async def test_another_spec_of_a_customer_under_way_is_refused(
+async def test_another_spec_of_a_running_customer_is_refused(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     one, other = customer("acme"), placed(tmp_path / "other.csv", "acme")
@@ -145,7 +147,7 @@ async def test_another_spec_of_a_customer_under_way_is_refused(
             _ = [outcome async for outcome in fleet.run([customer("bolt"), other])]
         assert isinstance(await running, Delivered)
         late = await fleet.submit(other)
-    assert late.notes  # its files are others than those that were imported
+    assert late.notes  # its files differ from the imported ones
     assert world.ledger.requests["POST /companies"] == 1
 
 
@@ -197,7 +199,7 @@ async def test_a_file_below_the_root_is_migrated(opens: Opens, tmp_path: Path, l
         assert isinstance(await fleet.submit(spec), Delivered)
 
 
-async def test_a_link_that_leaves_the_root_meanwhile_is_not_followed(
+async def test_a_link_out_of_the_root_that_replaces_a_file_is_not_followed(
     opens: Opens, world: World, customer: Customer, tmp_path: Path
 ) -> None:
     spec, secret = customer("acme"), placed(tmp_path / "secret.csv").files[0]
@@ -218,7 +220,9 @@ async def test_a_link_that_leaves_the_root_meanwhile_is_not_followed(
     assert world.ledger.requests["POST /companies/{id}/uploads"] == 0
 
 
-async def test_a_root_that_is_no_folder_is_said(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_a_root_that_is_not_a_folder_is_an_error(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
     async with opens() as session, Fleet(session, journal=MemoryJournal(), root=tmp_path / "none") as fleet:
         outcome = await fleet.submit(customer())
     assert isinstance(outcome, Failed)

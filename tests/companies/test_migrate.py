@@ -1,4 +1,4 @@
-"""One customer from CSV to CSV: whatever happens on the way, nothing is done twice and nothing is lost."""
+"""One customer from CSV to CSV: under each fault, nothing is done twice and nothing is lost."""
 
 import asyncio
 import errno
@@ -38,7 +38,7 @@ COMPANIES = "/api/v1/companies"
 
 
 def on(method: str, ending: str, *numbers: int, fault: Fault) -> Callable[[str, str, int], Fault | None]:
-    """Return a plan that goes wrong at the n-th calls of one endpoint."""
+    """Return a function that applies `fault` to the requests with these numbers to one endpoint."""
 
     def plan(asked: str, path: str, number: int) -> Fault | None:
         return fault if asked == method and path.endswith(ending) and number in numbers else None
@@ -46,7 +46,9 @@ def on(method: str, ending: str, *numbers: int, fault: Fault) -> Callable[[str, 
     return plan
 
 
-async def test_files_go_in_and_sheets_come_out(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_files_are_imported_and_sheets_are_delivered(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
     async with opens() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Delivered)
@@ -55,7 +57,7 @@ async def test_files_go_in_and_sheets_come_out(opens: Opens, customer: Customer,
     assert text.splitlines()[:2] == ["Email,First Name,Last Name,Phone", "p0@x.org,Ada,L0,1"]
 
 
-async def test_what_is_delivered_is_not_done_again(
+async def test_a_delivered_customer_is_not_migrated_again(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -67,7 +69,7 @@ async def test_what_is_delivered_is_not_done_again(
     assert len(wire.sent) == before
 
 
-async def test_a_delivered_file_that_is_gone_is_fetched_again(
+async def test_a_deleted_delivered_file_is_fetched_again(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -83,7 +85,7 @@ async def test_a_delivered_file_that_is_gone_is_fetched_again(
     "fault", [Fault(lost_before=True), Fault(lost_after=True), Fault(hangs=True), Fault(cut_to=5)], ids=repr
 )
 @pytest.mark.parametrize("ending", ["/uploads", "/imports", "/export.csv", "/storage"])
-async def test_an_answer_that_never_came_is_no_second_import(
+async def test_a_lost_response_causes_no_second_import(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, ending: str, fault: Fault
 ) -> None:
     wire.fault = lambda method, path, number: fault if path.endswith(ending) and number == 1 else None
@@ -95,7 +97,7 @@ async def test_an_answer_that_never_came_is_no_second_import(
     assert len(world.ledger.detection) == 1
 
 
-async def test_a_company_whose_creation_was_not_answered_is_unknown(
+async def test_a_creation_without_a_response_is_unknown(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
     wire.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
@@ -116,7 +118,7 @@ async def test_a_creation_that_never_arrived_is_repeated(
     assert isinstance(outcome, Delivered)
 
 
-async def test_a_name_that_is_taken_is_a_failure_in_the_servers_words(
+async def test_an_existing_name_fails_with_the_error_of_the_server(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     async with opens() as session:
@@ -126,7 +128,7 @@ async def test_a_name_that_is_taken_is_a_failure_in_the_servers_words(
     assert "A company of this name exists" in outcome.error
 
 
-async def test_without_a_journal_an_old_company_is_unknown_and_not_taken(
+async def test_an_existing_company_without_a_journal_entry_is_unknown(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     async with opens() as session:
@@ -135,7 +137,7 @@ async def test_without_a_journal_an_old_company_is_unknown_and_not_taken(
     assert isinstance(outcome, Unknown)
 
 
-async def test_an_import_that_asks_is_left_to_a_person_and_goes_on_later(
+async def test_a_parked_import_continues_once_it_is_approved(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
@@ -152,7 +154,7 @@ async def test_an_import_that_asks_is_left_to_a_person_and_goes_on_later(
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 1
 
 
-async def test_a_rejected_import_has_failed(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_a_rejected_import_ends_as_failed(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     async with opens() as session:
         outcome = await migrate(
             session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide="reject"
@@ -161,7 +163,7 @@ async def test_a_rejected_import_has_failed(opens: Opens, customer: Customer, tm
     assert outcome.error == "Rejected by a person"
 
 
-async def test_the_callers_own_function_decides(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_a_function_of_the_caller_decides(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     async def decide(parked: Parked) -> Approve:
         return Approve({question.id: "b" for question in parked.attention.questions})
 
@@ -175,7 +177,7 @@ async def test_the_callers_own_function_decides(opens: Opens, customer: Customer
 
 
 @pytest.mark.parametrize("fault", [Fault(lost_before=True), Fault(lost_after=True)], ids=repr)
-async def test_a_decision_that_was_not_answered_is_made_once(
+async def test_a_decision_without_a_response_is_made_once(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, fault: Fault
 ) -> None:
     wire.fault = on("POST", "/decisions", 1, fault=fault)
@@ -188,7 +190,7 @@ async def test_a_decision_that_was_not_answered_is_made_once(
     assert decided == [200]
 
 
-async def test_a_refused_key_leaves_everything_pending(
+async def test_a_refused_key_leaves_all_customers_pending(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -198,19 +200,19 @@ async def test_a_refused_key_leaves_everything_pending(
             *(migrate(session, customer(f"c{n}"), journal=journal, to=tmp_path / str(n)) for n in range(30))
         )
     assert all(isinstance(outcome, Pending) for outcome in outcomes)
-    assert len(wire.sent) <= 10  # what was under way when the first refusal came
+    assert len(wire.sent) <= 10  # the requests in progress at the first refusal
     world.key = KEY
     async with opens() as session:
         outcome = await migrate(session, customer("c1"), journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
 
 
-async def test_a_download_that_was_cut_short_with_an_agreeing_length_is_repeated(
+async def test_a_truncated_download_with_a_matching_content_length_is_repeated(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     wire.world.schemas = dict(
         list(wire.world.schemas.items())[1:2]
-    )  # one sheet: no ZIP, whose checksums would tell
+    )  # one sheet: its download is not a ZIP, which has checksums
     wire.fault = on("GET", "/export.csv", 1, 2, fault=Fault(truncated_to=200))
     async with opens() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
@@ -219,7 +221,7 @@ async def test_a_download_that_was_cut_short_with_an_agreeing_length_is_repeated
     assert not list(tmp_path.glob("**/*.part"))
 
 
-async def test_without_a_zip_the_sheets_come_one_by_one(
+async def test_without_a_zip_the_sheets_are_downloaded_one_by_one(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     gone = Reply(status=404, body=b'{"error": "No such route"}')
@@ -253,7 +255,7 @@ async def test_a_failed_import_is_not_repeated_until_its_files_change(
     assert world.ledger.requests["POST /companies"] == 1
 
 
-async def test_an_error_of_megabytes_is_shortened_before_it_is_recorded(
+async def test_a_huge_error_is_shortened_before_it_is_recorded(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     end = {"run_id": "r", "status": "failed", "error": f"Row 1 is bad. {'x' * 3_000_000}"}
@@ -272,7 +274,7 @@ async def test_an_error_of_megabytes_is_shortened_before_it_is_recorded(
     assert len(state) + sum(len(event.detail) for event in events) < 3 * LONGEST_ERROR
 
 
-async def test_a_file_that_changes_after_the_import_began_is_said_and_not_sent(
+async def test_a_file_changed_after_the_import_is_noted_and_not_sent(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
@@ -285,7 +287,7 @@ async def test_a_file_that_changes_after_the_import_began_is_said_and_not_sent(
     assert world.ledger.requests["POST /companies/{id}/imports"] == 1
 
 
-async def test_a_missing_file_costs_no_request(
+async def test_a_missing_file_fails_without_a_request(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     spec = customer()
@@ -298,7 +300,7 @@ async def test_a_missing_file_costs_no_request(
 
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 1.0, 5.0, 20.0, 35.0, 38.0, 40.0])
-async def test_cancelled_anywhere_it_goes_on_and_leaves_nothing(
+async def test_a_migration_cancelled_at_any_time_leaves_nothing_open_and_continues(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, after: float
 ) -> None:
     journal, spec = MemoryJournal(), customer()
@@ -319,7 +321,7 @@ async def test_cancelled_anywhere_it_goes_on_and_leaves_nothing(
     assert len(world.ledger.detection) == 1
 
 
-async def test_the_key_goes_nowhere_but_to_the_api(
+async def test_the_api_key_is_sent_only_to_the_api(
     opens: Opens,
     customer: Customer,
     wire: InProcess,
@@ -344,7 +346,7 @@ async def test_the_key_goes_nowhere_but_to_the_api(
 
 
 async def unknown_company(opens: Opens, spec: Spec, wire: InProcess, journal: MemoryJournal, to: Path) -> str:
-    """Lose the answer to a creation, and return the id that a person then finds in the dashboard."""
+    """Lose the response to a creation, and return the id that a person would find in the dashboard."""
     wire.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
     async with opens() as session:
         assert isinstance(await migrate(session, spec, journal=journal, to=to), Unknown)
@@ -352,7 +354,7 @@ async def unknown_company(opens: Opens, spec: Spec, wire: InProcess, journal: Me
     return next(iter(wire.world.companies))
 
 
-async def test_an_adopted_company_goes_on(
+async def test_an_adopted_company_continues(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
@@ -368,7 +370,7 @@ async def test_an_adopted_company_goes_on(
 
 
 @pytest.mark.parametrize("wait", [False, True])
-async def test_with_the_journal_lost_an_import_is_found_and_not_repeated(
+async def test_an_import_is_found_and_not_repeated_after_the_loss_of_the_journal(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, wait: bool
 ) -> None:
     spec = customer()
@@ -389,7 +391,7 @@ async def test_with_the_journal_lost_an_import_is_found_and_not_repeated(
 
 
 @pytest.mark.parametrize("more", [{"has_more": True}, {"total": 5}])
-async def test_what_a_list_keeps_back_may_be_an_earlier_import(
+async def test_an_incomplete_list_of_imports_leaves_the_outcome_unknown(
     opens: Opens,
     customer: Customer,
     wire: InProcess,
@@ -409,7 +411,7 @@ async def test_what_a_list_keeps_back_may_be_an_earlier_import(
     assert world.ledger.requests["POST /companies/{id}/imports"] == 0
 
 
-async def test_with_the_journal_lost_an_import_that_failed_is_begun_again_if_that_is_asked_for(
+async def test_retry_failed_restarts_a_failed_import_after_the_loss_of_the_journal(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     spec, starts = customer(), "POST /companies/{id}/imports"
@@ -430,10 +432,10 @@ async def test_with_the_journal_lost_an_import_that_failed_is_begun_again_if_tha
     assert world.ledger.requests[starts] == 3
 
 
-async def test_with_the_journal_lost_no_export_is_made_twice(
+async def test_no_export_is_repeated_after_the_loss_of_the_journal(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    """Not even if the import was not the first, or the files are others by now: the import is the same."""
+    """This holds even if the import was not the first, or if the files have changed since."""
     connections = {"destination": {"base_url": "https://d.invalid", "auth": {}}}
     spec = msgspec.structs.replace(customer(), connections=connections)
     world.variants = Variants(zombies=1.0)
@@ -454,10 +456,10 @@ async def test_with_the_journal_lost_no_export_is_made_twice(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_an_adopted_company_is_delivered_also_without_a_zip(
+async def test_an_adopted_company_is_delivered_without_a_zip(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, begun: bool
 ) -> None:
-    """Its sheets were named in the answer that was lost; the import's report names them again."""
+    """The lost response named the sheets. The report of the import names them again."""
     journal, spec = MemoryJournal(), customer()
     company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
     world.variants = Variants(zip_status=404)
@@ -470,7 +472,7 @@ async def test_an_adopted_company_is_delivered_also_without_a_zip(
     assert outcome.rows == 20
 
 
-async def test_what_no_report_speaks_for_is_fetched_until_it_comes_twice_the_same(
+async def test_a_sheet_without_a_report_is_fetched_until_it_is_confirmed(
     opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
@@ -510,7 +512,7 @@ async def test_a_file_that_the_storage_refuses_fails_its_customer_with_the_reaso
         (errno.ENOENT, Failed),
     ],
 )
-async def test_an_input_is_not_to_blame_for_what_this_machine_lacks(
+async def test_the_error_code_of_an_unopened_file_decides_between_pending_and_failed(
     opens: Opens,
     customer: Callable[..., Spec],
     tmp_path: Path,
@@ -519,7 +521,7 @@ async def test_an_input_is_not_to_blame_for_what_this_machine_lacks(
     kind: type[Outcome],
     late: bool,
 ) -> None:
-    """The file cannot be opened: when it is looked at first, or when it is uploaded."""
+    """The file cannot be opened when it is checked first, or when it is uploaded."""
     spec, journal, really, opened = customer(), MemoryJournal(), Path.open, 0
 
     def refusing(path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -540,7 +542,7 @@ async def test_an_input_is_not_to_blame_for_what_this_machine_lacks(
 async def test_a_park_that_was_decided_before_a_restart_is_not_shown_again(
     opens: Opens, customer: Callable[..., Spec], wire: InProcess, tmp_path: Path
 ) -> None:
-    """The process ends right after the decision, and the next one's first reads lag behind it."""
+    """The process ends right after the decision. The first reads of the next process are older than it."""
     asked: list[Parked] = []
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
     shown: list[bytes] = []

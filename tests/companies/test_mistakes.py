@@ -1,4 +1,4 @@
-"""What a new user mistypes is accepted if it is clear, and otherwise one sentence before a request is spent."""
+"""Mistakes of new users: unambiguous input is accepted, other input raises a clear error before a request."""
 
 import asyncio
 import io
@@ -71,7 +71,7 @@ def session(**options: Any) -> Session:
         ("transport", "aiohttp"),
     ],
 )
-def test_of_a_session(name: str, value: object) -> None:
+def test_a_wrong_argument_of_a_session_is_named(name: str, value: object) -> None:
     with pytest.raises(InvalidInput) as refused:
         Session(**{"api_key": "secret", "base_url": "https://api.test/v1", name: value})  # type: ignore[arg-type]
     assert refused.value.field == name
@@ -101,7 +101,7 @@ def test_of_a_session(name: str, value: object) -> None:
         (lambda: asyncmig.Approve(["a"]), "answers"),  # type: ignore[arg-type]
     ],
 )
-def test_of_what_is_made_besides(make: Callable[[], object], name: str) -> None:
+def test_a_wrong_argument_of_other_constructors_is_named(make: Callable[[], object], name: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         make()
     assert refused.value.field == name
@@ -128,7 +128,7 @@ def test_of_what_is_made_besides(make: Callable[[], object], name: str) -> None:
         ("concurrency", 2.5),
     ],
 )
-def test_of_a_fleet(name: str, value: object) -> None:
+def test_a_wrong_argument_of_a_fleet_is_named(name: str, value: object) -> None:
     with pytest.raises(InvalidInput) as refused:
         Fleet(session(), **{"journal": "fleet.db", name: value})  # type: ignore[arg-type]
     assert refused.value.field == name
@@ -162,7 +162,7 @@ def test_of_a_fleet(name: str, value: object) -> None:
         ("rank", "first"),
     ],
 )
-async def test_of_a_company_and_a_spec(
+async def test_a_wrong_field_of_a_company_or_a_spec_is_named(
     opens: Opens, wire: InProcess, customer: Customer, tmp_path: Path, name: str, value: object
 ) -> None:
     good = customer("good")
@@ -194,7 +194,9 @@ async def test_of_a_company_and_a_spec(
 @pytest.mark.parametrize(
     "files", [None, 7, (), (7,), (None,), ("",), (b"a.csv",), ("no\0path",), object(), [[]]]
 )
-async def test_of_files(opens: Opens, customer: Customer, tmp_path: Path, files: Any) -> None:
+async def test_wrong_files_of_a_spec_are_refused(
+    opens: Opens, customer: Customer, tmp_path: Path, files: Any
+) -> None:
     bad = Spec(external_id="bad", name="B", source=SOURCE, files=files)
     assert "bad" in repr(bad)
     with pytest.raises(InvalidInput) as refused:
@@ -206,7 +208,7 @@ async def test_of_files(opens: Opens, customer: Customer, tmp_path: Path, files:
     assert isinstance(outcomes["good"], Delivered)
 
 
-async def test_of_a_file_that_is_given_twice(
+async def test_a_file_that_is_given_twice_is_refused(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     (file,) = customer().files
@@ -222,7 +224,7 @@ async def test_of_a_file_that_is_given_twice(
 
 
 @pytest.mark.parametrize("specs", [None, 7, "specs", b"specs", {"a": 1}, "one"])
-async def test_of_what_is_no_list_of_specs(
+async def test_a_fleet_refuses_specs_that_are_not_a_list(
     opens: Opens, customer: Customer, tmp_path: Path, specs: Any
 ) -> None:
     async with opens() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path) as fleet:
@@ -231,7 +233,9 @@ async def test_of_what_is_no_list_of_specs(
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "acme", {"external_id": "acme"}])
-async def test_of_what_is_no_spec(opens: Opens, customer: Customer, tmp_path: Path, wrong: Any) -> None:
+async def test_a_customer_that_is_not_a_spec_fails(
+    opens: Opens, customer: Customer, tmp_path: Path, wrong: Any
+) -> None:
     async with opens() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
         outcomes = [outcome async for outcome in fleet.run([wrong, customer()])]
         assert isinstance(await fleet.submit(wrong), Failed)
@@ -240,7 +244,7 @@ async def test_of_what_is_no_spec(opens: Opens, customer: Customer, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["generator", "async generator", "keys", "tuple"])
-async def test_specs_come_from_any_iterable(
+async def test_specs_may_come_from_any_iterable(
     opens: Opens, customer: Customer, tmp_path: Path, kind: str
 ) -> None:
     given = [customer(f"c{n}") for n in range(3)]
@@ -261,7 +265,7 @@ async def test_specs_come_from_any_iterable(
     assert sorted(outcome.external_id for outcome in outcomes) == ["c0", "c1", "c2"]
 
 
-async def test_what_is_clear_is_accepted(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_unambiguous_input_is_accepted(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     path = customer().files[0]
     async with opens() as opened:
         source = (await opened.companies.sources())[0]
@@ -285,7 +289,9 @@ async def test_what_is_clear_is_accepted(opens: Opens, customer: Customer, tmp_p
         assert await company.download(to=str(tmp_path / "c"))
 
 
-async def test_texts_of_a_subclass_of_str_are_texts(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_instances_of_a_subclass_of_str_are_accepted(
+    opens: Opens, customer: Customer, tmp_path: Path
+) -> None:
     class Text(str):
         __slots__ = ()
 
@@ -332,7 +338,7 @@ async def acme(opens: Opens) -> AsyncIterator[Company]:
         (lambda company: company.upload(io.BytesIO(b"a")), "name"),
         (lambda company: company.upload(io.StringIO("a"), name="a.csv"), "source"),
         (lambda company: company.upload(closed(), name="a.csv"), "source"),
-        (lambda company: company.upload(OneWay(b"a"), name="a.csv"), "source"),
+        (lambda company: company.upload(Unseekable(b"a"), name="a.csv"), "source"),
         (lambda company: company.upload(at_its_end(), name="a.csv"), "source"),
         (lambda company: company.upload(io.BytesIO(b"ab"), name="a.csv", size=3), "size"),
         (lambda company: company.imports.start(rows=7), "rows"),
@@ -364,7 +370,9 @@ async def acme(opens: Opens) -> AsyncIterator[Company]:
         (lambda company: company.sheet(7), "wanted"),
     ],
 )
-async def test_of_a_company(acme: Company, wire: InProcess, call: Callable[[Any], Any], field: str) -> None:
+async def test_a_wrong_argument_of_a_company_method_is_named(
+    acme: Company, wire: InProcess, call: Callable[[Any], Any], field: str
+) -> None:
     sent = len(wire.sent)
     with pytest.raises(InvalidInput) as refused:
         await ended(call, acme)
@@ -390,7 +398,7 @@ def at_its_end() -> io.BytesIO:
     return file
 
 
-class OneWay(io.BytesIO):
+class Unseekable(io.BytesIO):
     def seekable(self) -> bool:
         return False
 
@@ -418,7 +426,7 @@ class OneWay(io.BytesIO):
         (lambda opened: migrate(opened, acme_spec, journal=MemoryJournal(), to=7), "to"),  # type: ignore[arg-type]
     ],
 )
-async def test_of_a_session_that_is_open(
+async def test_a_wrong_argument_of_a_session_method_is_named(
     opens: Opens, wire: InProcess, call: Callable[[Any], Any], field: str
 ) -> None:
     async with opens() as opened:
@@ -429,14 +437,14 @@ async def test_of_a_session_that_is_open(
 
 
 def file_objects(tmp_path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield file objects that hold `CLEAN`, and stand at its begin."""
+    """Yield file objects whose current position is the start of `CLEAN`."""
     content = CLEAN.encode()
     yield "memory", io.BytesIO(content)
     path = tmp_path / "file.csv"
     path.write_bytes(content)
     yield "buffered", path.open("rb")
     yield "raw", path.open("rb", buffering=0)
-    spooled = tempfile.SpooledTemporaryFile(max_size=10)  # noqa: SIM115 - its user closes it
+    spooled = tempfile.SpooledTemporaryFile(max_size=10)  # noqa: SIM115 - the test closes it
     spooled.write(content)
     spooled.seek(0)
     yield "spooled", spooled
@@ -445,7 +453,7 @@ def file_objects(tmp_path: Path) -> Iterator[tuple[str, Any]]:
     yield "later", later
 
 
-async def test_file_objects_are_uploaded_from_where_they_stand(
+async def test_file_objects_are_uploaded_from_their_current_position(
     acme: Company, wire: InProcess, tmp_path: Path
 ) -> None:
     wire.faults = Faults({"500-before": 0.3})
@@ -462,7 +470,7 @@ async def test_file_objects_are_uploaded_from_where_they_stand(
 
 
 @pytest.mark.parametrize("decides", [True, "approve", {"approve": True}, 7])
-async def test_of_a_function_that_decides(
+async def test_a_wrong_result_of_decide_leaves_the_customer_pending(
     opens: Opens, customer: Customer, tmp_path: Path, decides: Any
 ) -> None:
     async def decide(parked: Parked) -> Any:
@@ -479,7 +487,7 @@ async def test_of_a_function_that_decides(
     assert outcome.ids.keys() == {"company", "run"}
 
 
-async def test_a_plain_function_may_decide(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_decide_may_be_a_plain_function(opens: Opens, customer: Customer, tmp_path: Path) -> None:
     def decide(parked: Parked) -> Any:
         return asyncmig.Approve()
 

@@ -1,4 +1,4 @@
-"""What a server names cannot leave its folder, nor meet another file there."""
+"""A file name from the server cannot lead out of its folder or collide with another name."""
 
 import unicodedata
 
@@ -32,7 +32,7 @@ from asyncmig.customers.files import file_names, safe_name
         ("\ud800x", "_x"),
     ],
 )
-def test_names(name: str, safe: str) -> None:
+def test_a_name_is_made_safe(name: str, safe: str) -> None:
     assert safe_name(name) == safe
 
 
@@ -65,14 +65,14 @@ ALIKE = [
 ]
 
 
-def as_a_file_system_sees_it(name: str) -> str:
+def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 @given(st.lists(st.sampled_from(ALIKE), max_size=6))
-def test_no_two_files_meet(names: list[str]) -> None:
+def test_no_two_file_names_collide(names: list[str]) -> None:
     made = file_names(names)
-    assert len({as_a_file_system_sees_it(name) for name in made}) == len(names)
+    assert len({normalized(name) for name in made}) == len(names)
 
 
 @given(
@@ -80,6 +80,6 @@ def test_no_two_files_meet(names: list[str]) -> None:
         lambda names: st.tuples(st.just(names), st.permutations(names))
     )
 )
-def test_a_file_keeps_its_name_in_whatever_order_they_come(orders: tuple[list[str], list[str]]) -> None:
+def test_file_names_do_not_depend_on_the_order_of_the_sheets(orders: tuple[list[str], list[str]]) -> None:
     first, second = (dict(zip(order, file_names(order), strict=True)) for order in orders)
     assert first == second

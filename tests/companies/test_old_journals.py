@@ -1,7 +1,7 @@
-"""A journal that an earlier version wrote: each of its companies goes on from where it was.
+"""The journal of an earlier version: each of its companies continues from its recorded state.
 
-`tests/journals/v1.sqlite` was written by the first version of the schema and of the record, by a process that was
-killed after an event of each company (or had its outcome). It is never written anew: what changes is this version.
+`tests/journals/v1.sqlite` was written by the first version of the schema and of the record. For each company, the
+process was killed after an event, or recorded the outcome. The file is never regenerated.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ pytestmark = pytest.mark.looptime
 V1 = Path(__file__).parents[1] / "journals" / "v1.sqlite"
 PARKS = ("parked", "decide", "decided", "rejected")
 ABSENT = ("input", "create", "no-file")
-"""Companies that the server never heard of."""
+"""Customers that have no company on the server."""
 UNSENT = ("created", "one-upload", "start-unsent", "unknown", "adopted")
-"""Companies whose import it never heard of."""
+"""Customers that have no import on the server."""
 EXPECTED: dict[str, type[Outcome]] = dict.fromkeys(
     (
         *("input", "create", "created", "one-upload", "start-unsent", "start-sent", "running"),
@@ -38,15 +38,15 @@ EXPECTED: dict[str, type[Outcome]] = dict.fromkeys(
 
 
 def contents(name: str) -> dict[str, bytes]:
-    """Return the files that the customer had."""
+    """Return the contents of the customer's files by name."""
     text = DUPLICATES if name in PARKS else CLEAN
     bad = b"caf\xe9,,,\n" if name == "failed" else b""
     files = {} if name == "no-file" else {"contacts.csv": text.encode() + bad}
     return files | ({"deals.csv": b"Deal Name,Stage\nBig,won\n"} if name == "one-upload" else {})
 
 
-def remember(world: World, record: Record) -> None:
-    """Let the world know what it had answered when the record was written."""
+def restore_server_state(world: World, record: Record) -> None:
+    """Give the simulated server the state that it had when the record was written."""
     name = record.external_id
     if name in ABSENT:
         return
@@ -95,7 +95,7 @@ def specs(folder: Path, names: Iterator[str]) -> list[Spec]:
     return made
 
 
-async def test_every_company_of_the_first_version_goes_on(
+async def test_each_company_of_a_journal_of_the_first_version_continues(
     opens: Opens, world: World, wire: InProcess, tmp_path: Path
 ) -> None:
     path = tmp_path / "fleet.db"
@@ -104,7 +104,7 @@ async def test_every_company_of_the_first_version_goes_on(
         records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}
         assert records.keys() == EXPECTED.keys()
         for record in records.values():
-            remember(world, record)
+            restore_server_state(world, record)
         outcomes = await asyncio.gather(
             *(
                 migrate(
@@ -128,7 +128,7 @@ async def test_every_company_of_the_first_version_goes_on(
     assert world.ledger.requests["POST /companies"] == 3  # input, create, unknown
     assert (
         world.ledger.requests["POST /companies/{id}/imports"] == len(UNSENT) + 2
-    )  # less unknown, with start-sent
+    )  # without unknown, with start-sent
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 2
 
 
@@ -146,7 +146,7 @@ async def test_a_journal_of_the_first_version_is_resumed_without_specs(
         records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}
         specs(tmp_path / "customers", iter(records))
         for record in records.values():
-            remember(world, record)
+            restore_server_state(world, record)
         futures = await fleet.resume()
         ended = ("parked", "delivered", "failed", "rejected", "no-file", "unknown")
         assert futures.keys() == EXPECTED.keys() - set(ended)

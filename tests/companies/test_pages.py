@@ -1,4 +1,4 @@
-"""Lists whose shape nobody documented: every customary form is read, and none is followed for ever."""
+"""Lists of undocumented shape: each customary form of pagination is read, and none is followed endlessly."""
 
 import pytest
 from hypothesis import given
@@ -42,7 +42,7 @@ RUN = {"run_id": "r"}
         ({"whatever": [RUN]}, None),
     ],
 )
-def test_the_next_page_is_where_the_reply_says(reply: object, following: dict[str, str] | None) -> None:
+def test_the_next_page_is_read_from_the_reply(reply: object, following: dict[str, str] | None) -> None:
     page = read_page(reply)
     assert page.items == (RUN,)
     assert page.next == following
@@ -50,14 +50,14 @@ def test_the_next_page_is_where_the_reply_says(reply: object, following: dict[st
 
 
 @pytest.mark.parametrize("reply", [[RUN], {"imports": [RUN], "links": {"self": "x"}}])
-def test_the_next_page_may_be_in_a_header(reply: object) -> None:
+def test_the_next_page_is_read_from_the_link_header(reply: object) -> None:
     link = '<https://elsewhere.invalid/x?cursor=0>; rel="first", </x?cursor=2&limit=1>; rel="next"'
     assert read_page(reply, link).next == {"cursor": "2", "limit": "1"}
     assert read_page(reply, link.replace("next", "prev")).next is None
     assert read_page(reply, '</x>; rel="next"').next is None
 
 
-def test_more_without_a_way_to_get_it_is_said() -> None:
+def test_a_list_with_more_items_but_no_next_page_is_marked_as_cut() -> None:
     assert read_page({"imports": [RUN], "meta": {"total": "7"}}).total == 7
     assert read_page({"imports": [RUN], "has_more": True}).cut
     assert not read_page({"imports": [RUN], "has_more": True, "next_cursor": "x"}).cut
@@ -86,6 +86,6 @@ def test_a_reply_without_a_list_has_no_items(reply: object) -> None:
         max_leaves=10,
     )
 )
-def test_any_json_is_a_page(reply: object) -> None:
+def test_any_json_is_read_as_a_page(reply: object) -> None:
     page = read_page(reply)
     assert page.next is None or all(isinstance(text, str) for text in page.next.values())

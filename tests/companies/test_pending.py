@@ -1,4 +1,4 @@
-"""A migration that has not ended says why, so that a caller knows whether the same call continues."""
+"""A pending outcome has a reason, so that a caller knows whether the same call continues."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ TAKEN = Reply(status=400, body=b'{"error": "a name that is taken"}')
 
 
 @pytest.mark.parametrize("error", [LookupError("mine"), OSError("my database"), ValueError("mine")], ids=repr)
-async def test_an_exception_of_the_function_that_decides_is_no_outage(
+async def test_an_exception_in_decide_is_not_reported_as_an_outage(
     opens: Opens, customer: Customer, tmp_path: Path, error: Exception
 ) -> None:
     async def decide(parked: Parked) -> Decision:
@@ -55,7 +55,7 @@ async def test_an_exception_of_the_function_that_decides_is_no_outage(
         )
 
 
-async def test_an_error_of_the_session_in_the_function_that_decides_is_an_outage(
+async def test_a_session_error_in_decide_is_reported_as_an_outage(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     async def decide(parked: Parked) -> Decision:
@@ -74,7 +74,7 @@ async def test_an_error_of_the_session_in_the_function_that_decides_is_an_outage
 
 
 @pytest.mark.parametrize("decision", [Approve({"gone": "a"}), Cancel()], ids=repr)
-async def test_a_wrong_answer_leaves_the_customer_parked_with_the_reason(
+async def test_an_invalid_decision_leaves_the_customer_parked_with_the_reason(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, decision: Decision
 ) -> None:
     async def decide(parked: Parked) -> Decision:
@@ -93,7 +93,7 @@ async def test_a_wrong_answer_leaves_the_customer_parked_with_the_reason(
     assert status.outcome == "parked"
 
 
-async def test_a_refused_key_is_the_reason(
+async def test_a_refused_key_is_the_reason_of_a_pending_outcome(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.key = "another"
@@ -108,7 +108,7 @@ def refused(text: str) -> Fault:
 
 
 @pytest.mark.parametrize("endpoint", ["/companies", "/imports"])
-async def test_an_account_that_may_not_start_work_is_the_reason_and_goes_on_later(
+async def test_a_refused_account_is_the_reason_and_the_next_call_continues(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, endpoint: str
 ) -> None:
     def fault(method: str, path: str, number: int) -> Fault | None:
@@ -126,7 +126,7 @@ async def test_an_account_that_may_not_start_work_is_the_reason_and_goes_on_late
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path / "out"), Delivered)
 
 
-async def test_a_customer_whose_creation_was_refused_is_not_taken_for_created(
+async def test_a_refused_creation_is_not_recorded_as_possibly_created(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     def fault(method: str, path: str, number: int) -> Fault | None:
@@ -139,11 +139,11 @@ async def test_a_customer_whose_creation_was_refused_is_not_taken_for_created(
     async with opens() as session:
         await migrate(session, spec, journal=journal, to=tmp_path / "out")
         outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
-    assert isinstance(outcome, Failed)  # after a create that may have arrived, it would be `Unknown`
+    assert isinstance(outcome, Failed)  # `Unknown` if the first create might have arrived
     assert "a name that is taken" in outcome.error
 
 
-async def test_a_page_of_a_proxy_is_no_refusal_of_the_account(
+async def test_a_403_page_of_a_proxy_is_not_a_refusal_of_the_account(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     wire.fault = lambda method, path, number: refused("<html>") if method == "POST" else None
@@ -153,7 +153,7 @@ async def test_a_page_of_a_proxy_is_no_refusal_of_the_account(
     assert outcome.reason == "server_away"
 
 
-async def test_a_step_is_repeated_for_as_long_as_the_option_says(
+async def test_a_step_is_repeated_for_retry_seconds(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     def fault(method: str, path: str, number: int) -> Fault | None:
@@ -178,7 +178,7 @@ async def test_a_step_is_repeated_for_as_long_as_the_option_says(
     assert any(each.until is not None and 3500.0 <= each.until - begun <= 3700.0 for each in reported)
 
 
-async def test_held_interrupted_and_drained_customers_say_so(
+async def test_drained_customers_have_the_reason_interrupted(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -196,6 +196,6 @@ async def test_held_interrupted_and_drained_customers_say_so(
 
 
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
-def test_a_wrong_retry_seconds_is_refused(value: float) -> None:
+def test_an_invalid_retry_seconds_is_refused(value: float) -> None:
     with pytest.raises(InvalidInput, match="retry_seconds"):
         MigrationOptions(retry_seconds=value)

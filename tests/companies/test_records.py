@@ -1,4 +1,4 @@
-"""Records are counted as a CSV reader counts them, however the bytes are cut."""
+"""Records are counted as a CSV reader counts them, for any division of the bytes into chunks."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ AWKWARD = st.text(st.sampled_from('ab,"\n\r'), max_size=8)
 
 def counted(content: bytes, cuts: list[int]) -> RecordCounter:
     counter = RecordCounter()
-    places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    for start, end in itertools.pairwise(places):
+    positions = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
+    for start, end in itertools.pairwise(positions):
         counter.feed(content[start:end])
     return counter
 
@@ -27,7 +27,7 @@ def counted(content: bytes, cuts: list[int]) -> RecordCounter:
     st.sampled_from(["\n", "\r\n", "\r"]),
     st.lists(st.integers(0, 500), max_size=4),
 )
-def test_what_a_writer_writes_is_counted(rows: list[list[str]], end: str, cuts: list[int]) -> None:
+def test_rows_written_by_the_csv_module_are_counted(rows: list[list[str]], end: str, cuts: list[int]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL).writerows(rows)
     counter = counted(text.getvalue().encode(), cuts)
@@ -41,7 +41,7 @@ def test_what_a_writer_writes_is_counted(rows: list[list[str]], end: str, cuts: 
     st.booleans(),
     st.lists(st.integers(0, 200), max_size=6),
 )
-def test_it_counts_as_the_csv_module_reads(
+def test_rows_are_counted_as_the_csv_module_reads_them(
     rows: list[list[str]], end: str, ended: bool, cuts: list[int]
 ) -> None:
     text = io.StringIO()
@@ -66,7 +66,7 @@ def test_it_counts_as_the_csv_module_reads(
         ("", 0, 0),
     ],
 )
-def test_blank_lines_may_be_rows_or_nothing(text: str, rows: int, blank: int, end: str) -> None:
+def test_blank_lines_may_or_may_not_count_as_rows(text: str, rows: int, blank: int, end: str) -> None:
     content = text.replace("|", end).encode()
     for cut in range(len(content) + 1):
         counter = counted(content, [cut])
@@ -77,8 +77,8 @@ def test_blank_lines_may_be_rows_or_nothing(text: str, rows: int, blank: int, en
         assert rows == 0 or not counter.counts()[0].may_be(rows - 1, rows - 1)
 
 
-def test_a_lone_return_is_data_where_lines_end_otherwise() -> None:
-    """The `csv` module does not quote it there, and a server counts one record."""
+def test_a_lone_carriage_return_is_data_if_lines_end_differently() -> None:
+    """The `csv` module does not quote the carriage return, and a server counts one record."""
     assert counted(b"name\r\nada\rlovelace\r\nbob\r\n", []).rows == 2
 
 
@@ -89,20 +89,20 @@ def test_a_lone_return_is_data_where_lines_end_otherwise() -> None:
         (b"a,b,c\r\n1,2,3\r\n4,5", True),
         (b"a,b,c\r\n1,2,3\r\n4", True),
         (b'a,b,c\n1,2,3\n4,"5,6,7"', True),
-        (b"a,b,c\r\n1,2,3\r\n4,5,", False),  # nobody can tell
+        (b"a,b,c\r\n1,2,3\r\n4,5,", False),  # the cut cannot be detected
         (b"a,b,c\r\n1,2,3\r\n4,5,6\r", False),
-        (b"a,b,c\r\n1,2,3\r\n4,5\r\n", False),  # short, and ended
+        (b"a,b,c\r\n1,2,3\r\n4,5\r\n", False),  # a short record, but complete
         (b'"a\n1",b\n1,"x\ny"', False),
-        (b'"a\n1",b\n1,2\n"x\ny"', False),  # what came since the last line end is no record
+        (b'"a\n1",b\n1,2\n"x\ny"', False),  # the text after the last line end is not a record
         (b"name\nada", False),
         (b"a,b", False),
         (b"a,b\n" + b"1" * 70_000, False),
     ],
 )
-def test_what_ends_inside_a_record_is_cut(content: bytes, cut: bool) -> None:
-    for place in range(0, len(content) + 1, 1 + len(content) // 40):
-        assert counted(content, [place]).cut == cut
+def test_content_that_ends_inside_a_record_is_cut(content: bytes, cut: bool) -> None:
+    for position in range(0, len(content) + 1, 1 + len(content) // 40):
+        assert counted(content, [position]).cut == cut
 
 
-def test_a_header_without_end_is_not_kept() -> None:
+def test_an_oversized_header_is_not_kept() -> None:
     assert not counted(b"a" * 140_000 + b",b\n1", [70_000]).cut

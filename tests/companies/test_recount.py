@@ -1,4 +1,4 @@
-"""A CSV that can be read in two ways is counted in both, however the bytes are cut."""
+"""A CSV with several readings is counted in each of them, for any division of the bytes into chunks."""
 
 import csv
 import io
@@ -18,8 +18,8 @@ CUTS = st.lists(st.integers(0, 99), max_size=4)
 def counted(content: bytes, cuts: list[int], *, again: bool = False) -> Recounter:
     counter = Recounter()
     counter.accepts_open_quote = again
-    places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    for start, end in itertools.pairwise(places):
+    positions = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
+    for start, end in itertools.pairwise(positions):
         counter.feed(content[start:end])
     return counter
 
@@ -35,7 +35,7 @@ def test_the_first_count_is_that_of_the_csv_module(content: str, cuts: list[int]
 
 
 @given(WITH_RETURNS, CUTS)
-def test_the_second_count_is_that_of_the_csv_module_where_a_return_ends_a_line(
+def test_the_second_count_is_that_of_the_csv_module_if_a_carriage_return_ends_a_line(
     content: str, cuts: list[int]
 ) -> None:
     assert counted(content.encode(), cuts).counts()[1].rows == rows_by_csv(content)
@@ -44,7 +44,7 @@ def test_the_second_count_is_that_of_the_csv_module_where_a_return_ends_a_line(
 @given(WITH_RETURNS.map(str.encode))
 @example(b"\r\r\n")
 @example(b"a\n\r\r\r\n\r")
-def test_no_count_depends_on_how_the_bytes_are_cut(content: bytes) -> None:
+def test_no_count_depends_on_the_chunks(content: bytes) -> None:
     whole = counted(content, [], again=True).counts()
     assert counted(content, list(range(len(content))), again=True).counts() == whole
 
@@ -66,15 +66,13 @@ def test_no_count_depends_on_how_the_bytes_are_cut(content: bytes) -> None:
         (b'Email,Note|a@x,""""|""x"y|,3|', {3}),
     ],
 )
-def test_each_way_of_counting_that_is_possible(
-    text: bytes, possible: set[int], end: bytes, bom: bytes
-) -> None:
+def test_each_possible_row_count_is_found(text: bytes, possible: set[int], end: bytes, bom: bytes) -> None:
     content = bom + text.replace(b"|", end)
     for cut in range(len(content) + 1):
         assert {count.rows for count in counted(content, [cut]).counts() if not count.cut} == possible
 
 
-def test_a_lone_return_may_end_a_line_or_not() -> None:
+def test_a_lone_carriage_return_may_or_may_not_end_a_line() -> None:
     counts = counted(b"name\r\nada\rlovelace\r\nbob\r\n", []).counts()
     assert {count.rows for count in counts} == {2, 3}
 
@@ -85,13 +83,11 @@ def test_a_lone_return_may_end_a_line_or_not() -> None:
         (b'Email,Note\r\na@x,"6 pipe\r\nb@x,x\r\n', 2),
         (b'Email,Note\na@x,"6 pipe\nb@x,x', 2),
         (b'Email,Note\na@x,1\nb@x,"6 pipe', 2),
-        (b'Email,Note\na@x,"6 pipe\nand more\n', None),  # a cell with two lines, cut in its middle
+        (b'Email,Note\na@x,"6 pipe\nand more\n', None),  # a cell with two lines that was cut
         (b'Email,Note\na@x,"6 pipe,\n', None),
     ],
 )
-def test_a_quote_that_is_never_closed_may_be_text_if_the_bytes_come_again(
-    content: bytes, rows: int | None
-) -> None:
+def test_an_unclosed_quote_may_be_text_if_the_download_is_repeated(content: bytes, rows: int | None) -> None:
     for cut in range(len(content) + 1):
         assert all(count.cut for count in counted(content, [cut]).counts())
         found = {count.rows for count in counted(content, [cut], again=True).counts() if not count.cut}

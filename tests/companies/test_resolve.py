@@ -1,4 +1,4 @@
-"""A spec may name its source and templates: one request for all customers, and errors before anything is created."""
+"""A spec may name its source and templates. They are resolved for all customers before a company is created."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,7 +29,7 @@ async def run(session: Session, specs: list[Spec], journal: MemoryJournal, to: P
         return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
 
 
-async def test_one_read_of_each_list_serves_a_fleet_and_the_journal_has_the_ids(
+async def test_each_list_is_read_once_per_fleet_and_the_journal_has_the_ids(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, specs = (
@@ -48,7 +48,7 @@ async def test_one_read_of_each_list_serves_a_fleet_and_the_journal_has_the_ids(
     assert {len(record.template_ids or ()) for record in records} == {1}
 
 
-async def test_ids_and_customers_on_the_server_cost_no_request(
+async def test_ids_and_recorded_customers_need_no_list(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -59,7 +59,7 @@ async def test_ids_and_customers_on_the_server_cost_no_request(
     assert world.ledger.requests[SOURCES] == 0
 
 
-async def test_an_unknown_name_is_bad_input_of_its_customer_before_anything_else_is_sent(
+async def test_an_unknown_name_fails_only_its_customer_before_other_requests(
     opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
@@ -84,7 +84,7 @@ async def test_an_unknown_name_is_bad_input_of_its_customer_before_anything_else
     assert world.ledger.requests[SOURCES] == 1
 
 
-async def test_a_name_that_is_new_in_the_account_is_found_later(
+async def test_a_name_added_to_the_account_is_found_later(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     async with opens() as session:
@@ -96,7 +96,7 @@ async def test_a_name_that_is_new_in_the_account_is_found_later(
     assert world.ledger.requests[SOURCES] == 2
 
 
-async def test_a_server_without_lists_takes_ids_only(
+async def test_only_ids_work_if_the_server_has_no_lists(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     wire.fault = lambda method, path, number: (
@@ -112,7 +112,7 @@ async def test_a_server_without_lists_takes_ids_only(
     assert "does not list names: use the id" in refused.error
 
 
-async def test_while_the_list_cannot_be_read_the_customer_is_pending(
+async def test_a_customer_is_pending_while_the_list_cannot_be_read(
     opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
 ) -> None:
     wire.fault = lambda method, path, number: (
@@ -129,7 +129,7 @@ async def test_while_the_list_cannot_be_read_the_customer_is_pending(
 
 
 @pytest.mark.parametrize("turns", range(0, 40, 3))
-async def test_a_canceled_customer_ends_no_read_that_another_waits_for(
+async def test_a_cancelled_customer_does_not_cancel_a_read_that_another_needs(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, turns: int
 ) -> None:
     async with opens() as session:
@@ -149,7 +149,7 @@ async def test_a_canceled_customer_ends_no_read_that_another_waits_for(
     assert world.ledger.requests[SOURCES] == 1
 
 
-async def test_a_customer_that_starts_while_the_read_of_a_canceled_one_ends_reads_again(
+async def test_a_customer_reads_the_list_itself_if_the_reader_is_being_cancelled(
     opens: Opens, customer: Customer, world: World
 ) -> None:
     async with opens() as session:

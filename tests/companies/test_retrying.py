@@ -1,4 +1,4 @@
-"""Failed attempts that are repeated: they are told, kept in the journal, and name the customer."""
+"""Failed attempts that are repeated are reported as events and in the journal, with their customer."""
 
 import asyncio
 import logging
@@ -37,41 +37,41 @@ def now() -> float:
 
 
 def failing(wire: InProcess, method: str, ending: str, *, fault: Fault = BUSY, until: float) -> None:
-    """Let requests of one kind meet a fault until a time."""
+    """Apply a fault to the requests to one endpoint until a time."""
     wire.fault = lambda m, path, number: (
         fault if (m, now() < until) == (method, True) and path.endswith(ending) else None
     )
 
 
-async def standing_of(journal: MemoryJournal) -> CustomerStatus:
-    (stands,) = await read_statuses(journal)
-    return stands
+async def status_in(journal: MemoryJournal) -> CustomerStatus:
+    (status,) = await read_statuses(journal)
+    return status
 
 
 async def words_in(journal: MemoryJournal, kind: str) -> list[str]:
     return [each.words for each in timeline(await journal.events("acme")) if each.kind == kind]
 
 
-def test_the_first_failure_is_told_and_then_some_at_intervals_that_double() -> None:
+def test_the_first_failure_is_reported_and_then_some_at_doubling_intervals() -> None:
     throttle = ReportThrottle()
-    told = [at for at in range(4000) if throttle.failed(float(at))]
-    assert told == [0, 15, 45, 105, 225, 465, 945, 1545, 2145, 2745, 3345, 3945]
+    reported = [at for at in range(4000) if throttle.failed(float(at))]
+    assert reported == [0, 15, 45, 105, 225, 465, 945, 1545, 2145, 2745, 3345, 3945]
     assert throttle.count == 4000
 
 
 @pytest.mark.parametrize("kind", ENDPOINTS, ids=ENDPOINTS.values())
-async def test_each_request_that_is_repeated_is_told_with_its_customer(
+async def test_each_repeated_request_is_reported_with_its_customer(
     kind: tuple[str, str], opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     failing(wire, *kind, until=200.0)
     secrets = {"destination": {"base_url": "https://d.invalid", "auth": {"token": "secret-of-d"}}}
     spec, journal = msgspec.structs.replace(customer(), connections=secrets), MemoryJournal()
-    told: list[Event] = []
+    events: list[Event] = []
     async with opens() as session:
-        with session.events.subscribe(told.append):
+        with session.events.subscribe(events.append):
             outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="canary")
     assert isinstance(outcome, Delivered), outcome
-    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    failures = [event for event in events if isinstance(event, AttemptFailed)]
     assert 2 <= len(failures) <= 6
     for event in failures:
         assert (event.external_id, event.endpoint, event.status) == ("acme", ENDPOINTS[kind], 503)
@@ -81,7 +81,7 @@ async def test_each_request_that_is_repeated_is_told_with_its_customer(
     assert failures[0].attempt == 1
     assert all(later.attempt > earlier.attempt for earlier, later in pairwise(failures))
     assert all(later.at - earlier.at >= 15.0 for earlier, later in pairwise(failures))
-    (recovered,) = [event for event in told if isinstance(event, Recovered)]
+    (recovered,) = [event for event in events if isinstance(event, Recovered)]
     assert (recovered.external_id, recovered.endpoint) == ("acme", ENDPOINTS[kind])
     assert recovered.attempts > failures[-1].attempt
     words = await words_in(journal, "retrying")
@@ -89,37 +89,37 @@ async def test_each_request_that_is_repeated_is_told_with_its_customer(
         failures
     )
     assert await words_in(journal, "recovered") == [f"after {recovered.attempts} attempts"]
-    said = repr(told) + repr(await journal.events())
-    assert not [secret for secret in (KEY, STORAGE_URL, "secret-of-d", "https://") if secret in said]
+    texts = repr(events) + repr(await journal.events())
+    assert not [secret for secret in (KEY, STORAGE_URL, "secret-of-d", "https://") if secret in texts]
 
 
-async def test_polls_that_fail_are_told_until_the_run_can_be_read(
+async def test_failed_polls_are_reported_until_the_run_can_be_read(
     opens: Opens,
     customer: Customer,
     wire: InProcess,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     wire.fault = lambda method, path, number: (
         BUSY if method == "GET" and "/imports/" in path and now() < 1500.0 else None
     )
     async with opens() as session:
-        with session.events.subscribe(told.append):
+        with session.events.subscribe(events.append):
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
-    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    failures = [event for event in events if isinstance(event, AttemptFailed)]
     assert {event.endpoint for event in failures} == {"GET /companies/{id}/imports/{run_id}"}
     assert {event.external_id for event in failures} == {"acme"}
     assert {event.ids["run_id"] for event in failures} == {outcome.ids["run"]}
     assert {(event.until, event.attempts) for event in failures} == {(None, None)}
     assert 4 <= len(failures) <= 8
-    assert len([event for event in told if isinstance(event, Recovered)]) == 1
+    assert len([event for event in events if isinstance(event, Recovered)]) == 1
     (warning,) = [record.message for record in caplog.records if "cannot be read" in record.message]
     assert f"run {outcome.ids['run']} of acme cannot be read" in warning
 
 
-async def test_a_running_customer_shows_its_failure_and_what_became_of_it(
+async def test_the_status_of_a_customer_has_its_last_failure_and_the_recovery(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     failing(wire, "PUT", "/storage", until=200.0)
@@ -127,7 +127,7 @@ async def test_a_running_customer_shows_its_failure_and_what_became_of_it(
     async with opens() as session:
         work = asyncio.create_task(migrate(session, customer(), journal=journal, to=tmp_path))
         await asyncio.sleep(100.0)
-        failure = (await standing_of(journal)).last_failure
+        failure = (await status_in(journal)).last_failure
         assert failure is not None
         assert (failure.endpoint, failure.status, failure.is_over) == ("PUT {upload_url}", 503, False)
         assert failure.attempt > 1
@@ -135,13 +135,13 @@ async def test_a_running_customer_shows_its_failure_and_what_became_of_it(
         assert 700.0 < failure.until - failure.at < 900.0
         assert "tried again until " in failure.words
         assert isinstance(await work, Delivered)
-    failure = (await standing_of(journal)).last_failure
+    failure = (await status_in(journal)).last_failure
     assert failure is not None
     assert failure.is_over
     assert "the migration has continued since" in failure.words
 
 
-async def test_the_last_failure_is_there_after_the_end(
+async def test_the_last_failure_remains_in_the_status_after_the_end(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     failing(wire, "PUT", "/storage", until=10**9, fault=Fault(refused=True))
@@ -149,25 +149,27 @@ async def test_the_last_failure_is_there_after_the_end(
     async with opens() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
     assert isinstance(outcome, Pending)
-    failure = (await standing_of(journal)).last_failure
+    failure = (await status_in(journal)).last_failure
     assert failure is not None
     assert not failure.is_over
     assert failure.error.startswith("no answer (")
     assert 6 <= len(await words_in(journal, "retrying")) <= 7  # in 900 s
 
 
-async def test_calls_without_a_customer_say_how_often_they_are_made(opens: Opens, wire: InProcess) -> None:
-    told: list[Event] = []
+async def test_reports_of_calls_without_a_customer_have_the_number_of_attempts(
+    opens: Opens, wire: InProcess
+) -> None:
+    events: list[Event] = []
     failing(wire, "GET", "/templates", until=5.0)
     async with opens() as session:
-        with session.events.subscribe(told.append):
+        with session.events.subscribe(events.append):
             await session.companies.templates()
-    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    failures = [event for event in events if isinstance(event, AttemptFailed)]
     assert [(each.external_id, each.attempt, each.attempts) for each in failures] == [(None, 1, 8)]
-    assert len([event for event in told if isinstance(event, Recovered)]) == 1
+    assert len([event for event in events if isinstance(event, Recovered)]) == 1
 
 
-async def test_a_listener_that_fails_breaks_no_attempt(
+async def test_a_failing_listener_does_not_stop_the_attempts(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
     def listener(event: Event) -> None:
@@ -192,27 +194,27 @@ async def test_the_log_has_a_warning_with_the_customer(
     assert "the disk is full" in record.message or "refused" in record.message
 
 
-async def test_a_run_that_stalls_is_told_with_its_customer(
+async def test_a_stalled_run_is_reported_with_its_customer(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     world.pace = replace(world.pace, base=6000.0)
     async with opens() as session:
-        with session.events.subscribe(told.append):
+        with session.events.subscribe(events.append):
             await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
-    (stalled,) = [event for event in told if isinstance(event, RunStalled)]
+    (stalled,) = [event for event in events if isinstance(event, RunStalled)]
     assert stalled.external_id == "acme"
 
 
-async def test_while_the_server_answers_nobody_no_limit_is_named(
+async def test_reports_have_no_time_limit_while_no_request_succeeds(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     failing(wire, "POST", "/uploads", until=5000.0)
     async with opens() as session:
-        with session.events.subscribe(told.append):
+        with session.events.subscribe(events.append):
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
-    last = [event for event in told if isinstance(event, AttemptFailed)][-1]
+    last = [event for event in events if isinstance(event, AttemptFailed)][-1]
     assert last.at > 4000.0
     assert (last.until, last.attempts) == (None, None)

@@ -1,4 +1,4 @@
-"""Parked imports: what they ask, what may be answered, and decisions whose answer is lost."""
+"""Parked imports: their questions, the valid answers, and decisions whose response is lost."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def decisions(wire: InProcess) -> int:
     return len([1 for _, method, url in wire.sent if method == "POST" and url.endswith(DECISIONS)])
 
 
-async def test_a_parked_run_shows_questions_patch_and_what_it_would_destroy(opens: Opens) -> None:
+async def test_a_parked_run_has_questions_a_patch_and_destructive_actions(opens: Opens) -> None:
     async with parked(opens) as run:
         asked = run.needs_attention
         assert asked is not None
@@ -72,7 +72,7 @@ QUESTIONS = NeedsAttention(
 )
 
 
-def test_answers_are_options_or_words() -> None:
+def test_an_answer_is_an_option_or_custom_text() -> None:
     check_answers(QUESTIONS, {"q0": Custom("x"), "q1": "a"})
 
 
@@ -89,15 +89,13 @@ def test_answers_are_options_or_words() -> None:
         ({"twice": "a"}, "is the id of 2 questions"),
     ],
 )
-def test_an_answer_to_what_was_not_asked_is_refused(answers: dict[str, str | Custom], reason: str) -> None:
+def test_an_invalid_answer_is_refused(answers: dict[str, str | Custom], reason: str) -> None:
     with pytest.raises(InvalidInput, match=reason):
         check_answers(QUESTIONS, answers)
 
 
 @pytest.mark.parametrize("unanswered", ["proposed", "untouched"])
-async def test_an_answer_to_one_question_leaves_the_other_to_the_server(
-    unanswered: str, opens: Opens, world: World
-) -> None:
+async def test_the_server_decides_unanswered_questions(unanswered: str, opens: Opens, world: World) -> None:
     world.variants = replace(world.variants, unanswered=unanswered)
     async with parked(opens) as run:
         await run.approve(answers={"fq1": Custom("nobody@x.org")})
@@ -107,7 +105,7 @@ async def test_an_answer_to_one_question_leaves_the_other_to_the_server(
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-async def test_a_rejected_run_has_failed_whatever_became_of_its_rows(
+async def test_a_rejected_run_fails_whether_its_rows_are_kept_or_not(
     keeps: bool, opens: Opens, world: World
 ) -> None:
     world.variants = replace(world.variants, rejected_keeps=keeps)
@@ -123,10 +121,10 @@ def on_decision(*faults: Fault) -> Callable[[str, str, int], Fault | None]:
     )
 
 
-async def test_a_doubtful_decision_never_answers_the_next_park(
+async def test_a_decision_with_a_lost_response_does_not_answer_the_next_park(
     opens: Opens, wire: InProcess, world: World
 ) -> None:
-    """The first decision arrives, its answer does not; by the next read the run asks under the same ids again."""
+    """The response to the first decision is lost. At the next read, new questions have the same ids."""
     world.variants = replace(world.variants, parks_twice=True)
     wire.fault = on_decision(Fault(lost_after=True))
     async with parked(opens) as run:
@@ -141,10 +139,10 @@ async def test_a_doubtful_decision_never_answers_the_next_park(
     assert world.verdict(10**6).blind_decisions == 0
 
 
-async def test_a_decision_that_is_slow_to_arrive_is_looked_for_once_more(
+async def test_a_decision_that_takes_effect_late_is_not_repeated(
     opens: Opens, wire: InProcess, world: World
 ) -> None:
-    """The read after the lost answer still shows the park; the one before the repeat does not any more."""
+    """The read after the lost response still shows the park. The read before the repeat does not."""
     async with parked(opens) as run:
         stale = msgspec.json.encode(run.state)
         reads = 0
@@ -162,7 +160,7 @@ async def test_a_decision_that_is_slow_to_arrive_is_looked_for_once_more(
     assert decisions(wire) == 1
 
 
-async def test_a_decision_that_never_arrives_ends_as_unknown_with_what_was_sent(
+async def test_a_decision_that_never_arrives_raises_unknown_outcome_with_its_body(
     opens: Opens, wire: InProcess
 ) -> None:
     wire.fault = lambda method, path, number: Fault(lost_before=True) if path.endswith(DECISIONS) else None
@@ -178,7 +176,7 @@ async def test_a_decision_that_never_arrives_ends_as_unknown_with_what_was_sent(
 async def test_questions_that_changed_since_they_were_shown_are_not_answered(
     opens: Opens, wire: InProcess, world: World
 ) -> None:
-    """Somebody else decided meanwhile, and the run parked again under the same ids."""
+    """Another client has decided, and the run has parked again with questions of the same ids."""
     world.variants = replace(world.variants, parks_twice=True)
     async with parked(opens) as run, opens() as elsewhere:
         other = elsewhere.watch(run.id, run.company_id)
@@ -197,14 +195,16 @@ async def test_questions_that_changed_since_they_were_shown_are_not_answered(
     assert world.verdict(10**6).blind_decisions == 0
 
 
-async def test_a_fresh_park_is_decided_without_another_look(opens: Opens, wire: InProcess) -> None:
+async def test_a_recently_read_park_is_decided_without_another_read(opens: Opens, wire: InProcess) -> None:
     async with parked(opens) as run:
         before = len(wire.sent)
         await run.approve()
         assert len(wire.sent) == before + 1
 
 
-async def test_a_park_that_expired_is_a_conflict_and_then_a_failure(opens: Opens, world: World) -> None:
+async def test_a_decision_about_an_expired_park_is_a_conflict_and_the_run_fails(
+    opens: Opens, world: World
+) -> None:
     world.variants = replace(world.variants, park_lasts=60.0)
     async with parked(opens) as run:
         await asyncio.sleep(100.0)
@@ -215,7 +215,7 @@ async def test_a_park_that_expired_is_a_conflict_and_then_a_failure(opens: Opens
 
 
 @pytest.mark.parametrize("fault", ["500-after", "truncated", "hang", "html-502"])
-async def test_a_rejection_is_made_once_whatever_becomes_of_its_answer(
+async def test_a_rejection_is_sent_once_even_if_its_response_is_lost(
     fault: str, opens: Opens, wire: InProcess, world: World
 ) -> None:
     wire.fault = on_decision(FAULTS[fault])

@@ -1,4 +1,4 @@
-"""Rows: what may be one, and that JSON and CSV say the same of it."""
+"""Rows: their valid values, and equal values in JSON and CSV."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ class Stage(Enum):
 
 
 class Wide(float):
-    """A number of somebody else's type."""
+    """A subclass of float."""
 
 
 def in_json(value: object) -> object:
@@ -60,7 +60,7 @@ def in_csv(value: object) -> str:
         (Stage.WON, "won", "won"),
         (date(2024, 2, 29), "2024-02-29", "2024-02-29"),
         (time(7, 5), "07:05:00", "07:05:00"),
-        (datetime(2024, 2, 29, 7, 5), "2024-02-29T07:05:00", "2024-02-29T07:05:00"),  # noqa: DTZ001 - as it is given
+        (datetime(2024, 2, 29, 7, 5), "2024-02-29T07:05:00", "2024-02-29T07:05:00"),  # noqa: DTZ001 - rows may have naive times
         (datetime(2024, 2, 29, 7, 5, tzinfo=UTC), "2024-02-29T07:05:00Z", "2024-02-29T07:05:00Z"),
         (
             datetime(2024, 2, 29, 7, 5, tzinfo=timezone(timedelta(hours=2))),
@@ -99,13 +99,15 @@ def test_a_value_is_the_same_in_json_and_in_csv(value: object, as_json: object, 
         ([{"\udfff": "a"}], "rows[0]", "surrogate"),
     ],
 )
-def test_what_is_no_row_is_named(rows: list[Mapping[str, object]], field: str, reason: str) -> None:
+def test_an_invalid_row_is_named_in_the_error(
+    rows: list[Mapping[str, object]], field: str, reason: str
+) -> None:
     with pytest.raises(InvalidInput, match=reason) as refused:
         checked_rows(rows)
     assert refused.value.field == field
 
 
-def test_columns_come_in_the_order_in_which_they_first_appear() -> None:
+def test_columns_are_in_the_order_of_their_first_appearance() -> None:
     rows = checked_rows([{"b": 1}, OrderedDict(a=2, b=3), {"c": None, "a": "x"}])
     assert to_csv(rows).decode() == '"b","a","c"\r\n"1","",""\r\n"3","2",""\r\n"","x",""\r\n'
 
@@ -125,7 +127,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 @given(
     st.lists(st.dictionaries(TEXT.filter(str.strip), TEXT | st.none(), min_size=1, max_size=4), min_size=1)
 )
-def test_any_text_survives_the_file(rows: list[dict[str, str | None]]) -> None:
+def test_any_text_survives_a_csv_round_trip(rows: list[dict[str, str | None]]) -> None:
     text = to_csv(checked_rows(rows)).decode()
     header, *records = csv.reader(io.StringIO(text, newline=""))
     assert len(records) == len(rows)

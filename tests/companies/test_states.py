@@ -1,4 +1,4 @@
-"""The guide's table of what each call does in each state: every cell is performed against the simulator."""
+"""The guide has a table of what each call does in each state. Each cell is tested against the simulator."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,7 +46,7 @@ def table() -> dict[tuple[str, str], str]:
 
 
 @dataclass
-class Place:
+class Setup:
     """A fleet, another process with the same journal, and a customer."""
 
     fleet: Fleet
@@ -56,28 +56,28 @@ class Place:
     customer: Customer
     spec: Spec
     future: "asyncio.Future[Outcome] | None" = None
-    """The customer's future in `fleet`, if it is under way there."""
+    """The customer's future in `fleet`, if the customer runs there."""
     before: Outcome | None = None
-    """Its recorded outcome."""
+    """The customer's recorded outcome before the call."""
 
     async def step(self, fleet: Fleet, step: str) -> None:
         async for status in fleet.follow("acme"):
             if status.step == step:
                 return
-        raise AssertionError(f"it ended before it was {step}")
+        raise AssertionError(f"the customer ended before the step {step}")
 
     def imports(self) -> int:
         entries = [each for each in self.world.ledger.entries if each.template == "/companies/{id}/imports"]
         return sum(each.method == "POST" and each.status in (200, 201) for each in entries)
 
 
-Places = Callable[[str], AbstractAsyncContextManager[Place]]
+Setups = Callable[[str], AbstractAsyncContextManager[Setup]]
 
 
 @pytest.fixture
-def places(opens: Opens, world: World, customer: Customer, tmp_path: Path) -> Places:
+def setups(opens: Opens, world: World, customer: Customer, tmp_path: Path) -> Setups:
     @asynccontextmanager
-    async def opened(text: str) -> AsyncIterator[Place]:
+    async def opened(text: str) -> AsyncIterator[Setup]:
         path, to = tmp_path / "fleet.db", tmp_path / "out"
         async with (
             Journal(path, threaded=False) as one,
@@ -87,7 +87,7 @@ def places(opens: Opens, world: World, customer: Customer, tmp_path: Path) -> Pl
             Fleet(first, journal=one, to=to, concurrency=1) as fleet,
             Fleet(second, journal=two, to=to) as elsewhere,
         ):
-            yield Place(fleet, elsewhere, one, world, customer, customer(contacts=text))
+            yield Setup(fleet, elsewhere, one, world, customer, customer(contacts=text))
 
     return opened
 
@@ -95,54 +95,54 @@ def places(opens: Opens, world: World, customer: Customer, tmp_path: Path) -> Pl
 # States
 
 
-async def _absent(place: Place) -> None:
+async def _absent(setup: Setup) -> None:
     pass
 
 
-async def _waiting(place: Place) -> None:
-    place.fleet.submit(place.customer("first"))
-    place.future = await place.fleet.accept(place.spec)
+async def _waiting(setup: Setup) -> None:
+    setup.fleet.submit(setup.customer("first"))
+    setup.future = await setup.fleet.accept(setup.spec)
 
 
-async def _running(place: Place) -> None:
-    place.future = await place.fleet.accept(place.spec)
-    await place.step(place.fleet, "running")
+async def _running(setup: Setup) -> None:
+    setup.future = await setup.fleet.accept(setup.spec)
+    await setup.step(setup.fleet, "running")
 
 
-async def _elsewhere(place: Place) -> None:
-    await place.elsewhere.accept(place.spec)
-    await place.step(place.fleet, "running")
+async def _elsewhere(setup: Setup) -> None:
+    await setup.elsewhere.accept(setup.spec)
+    await setup.step(setup.fleet, "running")
 
 
-async def _interrupted(place: Place) -> None:
-    await place.elsewhere.accept(place.spec)
-    await place.step(place.fleet, "running")
-    await place.elsewhere.drain()
+async def _interrupted(setup: Setup) -> None:
+    await setup.elsewhere.accept(setup.spec)
+    await setup.step(setup.fleet, "running")
+    await setup.elsewhere.drain()
 
 
-async def _canceled(place: Place) -> None:
-    await _running(place)
-    await place.fleet.cancel("acme")
-    place.future = None
+async def _canceled(setup: Setup) -> None:
+    await _running(setup)
+    await setup.fleet.cancel("acme")
+    setup.future = None
 
 
-async def _ended(place: Place) -> None:
-    place.before = await place.fleet.submit(place.spec)
+async def _ended(setup: Setup) -> None:
+    setup.before = await setup.fleet.submit(setup.spec)
 
 
-async def _failed(place: Place) -> None:
-    place.spec.files[0].write_bytes(CLEAN.encode() + b"caf\xe9,,,\n")
-    await _ended(place)
-    assert isinstance(place.before, Failed)
+async def _failed(setup: Setup) -> None:
+    setup.spec.files[0].write_bytes(CLEAN.encode() + b"caf\xe9,,,\n")
+    await _ended(setup)
+    assert isinstance(setup.before, Failed)
 
 
-async def _unknown(place: Place) -> None:
-    await place.fleet._session.companies.create(name="acme", source=SOURCE, external_id="acme")
-    await _ended(place)
-    assert isinstance(place.before, Unknown)
+async def _unknown(setup: Setup) -> None:
+    await setup.fleet._session.companies.create(name="acme", source=SOURCE, external_id="acme")
+    await _ended(setup)
+    assert isinstance(setup.before, Unknown)
 
 
-STATES: dict[str, tuple[Callable[[Place], Awaitable[None]], str]] = {
+STATES: dict[str, tuple[Callable[[Setup], Awaitable[None]], str]] = {
     "not in the journal": (_absent, CLEAN),
     "waiting for a place": (_waiting, CLEAN),
     "running here": (_running, CLEAN),
@@ -159,32 +159,32 @@ STATES: dict[str, tuple[Callable[[Place], Awaitable[None]], str]] = {
 # Calls
 
 
-async def _submit(place: Place) -> object:
-    return place.fleet.submit(place.spec)
+async def _submit(setup: Setup) -> object:
+    return setup.fleet.submit(setup.spec)
 
 
-async def _retry(place: Place) -> object:
-    return await place.fleet.retry("acme")
+async def _retry(setup: Setup) -> object:
+    return await setup.fleet.retry("acme")
 
 
-async def _decide(place: Place) -> object:
-    assert await place.fleet.decide("acme", Approve()) == "sent"
-    return place.fleet.submit(place.spec)
+async def _decide(setup: Setup) -> object:
+    assert await setup.fleet.decide("acme", Approve()) == "sent"
+    return setup.fleet.submit(setup.spec)
 
 
-async def _cancel(place: Place) -> object:
-    return await place.fleet.cancel("acme")
+async def _cancel(setup: Setup) -> object:
+    return await setup.fleet.cancel("acme")
 
 
-async def _forget(place: Place) -> object:
-    return await place.fleet.forget("acme")
+async def _forget(setup: Setup) -> object:
+    return await setup.fleet.forget("acme")
 
 
-async def _resume(place: Place) -> object:
-    return (await place.fleet.resume()).get("acme")
+async def _resume(setup: Setup) -> object:
+    return (await setup.fleet.resume()).get("acme")
 
 
-CALLS: dict[str, Callable[[Place], Awaitable[object]]] = {
+CALLS: dict[str, Callable[[Setup], Awaitable[object]]] = {
     "submit": _submit,
     "retry": _retry,
     "decide": _decide,
@@ -203,60 +203,60 @@ async def _outcome(result: object) -> Outcome:
     return outcome
 
 
-async def check(cell: str, place: Place, call: Callable[[Place], Awaitable[object]]) -> None:
+async def check(cell: str, setup: Setup, call: Callable[[Setup], Awaitable[object]]) -> None:
     """Perform a call, and check that it does what the cell says."""
-    imports = place.imports()
+    imports = setup.imports()
     match cell:
         case "`CustomerNotFound`" | "`InvalidInput`" | "`CustomerHeld`":
             kinds = {each.__name__: each for each in (CustomerNotFound, InvalidInput, CustomerHeld)}
             with pytest.raises(kinds[cell.strip("`")]):
-                await call(place)
-            if place.future is not None:
-                assert isinstance(await place.future, Delivered)
+                await call(setup)
+            if setup.future is not None:
+                assert isinstance(await setup.future, Delivered)
         case "starts":
-            assert isinstance(await _outcome(await call(place)), Delivered)
+            assert isinstance(await _outcome(await call(setup)), Delivered)
         case "starts again":
-            place.spec.files[0].write_text(CLEAN, encoding="utf-8")
-            assert isinstance(await _outcome(await call(place)), Delivered)
-            assert place.imports() == imports + 1
+            setup.spec.files[0].write_text(CLEAN, encoding="utf-8")
+            assert isinstance(await _outcome(await call(setup)), Delivered)
+            assert setup.imports() == imports + 1
         case "same future":
-            assert await call(place) is place.future
-            assert isinstance(await _outcome(place.future), Delivered)
+            assert await call(setup) is setup.future
+            assert isinstance(await _outcome(setup.future), Delivered)
         case "continues" | "waits, continues":
-            result = await call(place)
+            result = await call(setup)
             if cell == "waits, continues":
-                await place.elsewhere.drain()  # the other process ends
+                await setup.elsewhere.drain()  # the other process ends
             assert isinstance(await _outcome(result), Delivered)
-            assert place.imports() == max(imports, 1)
+            assert setup.imports() == max(imports, 1)
         case "asks again":
-            assert isinstance(await _outcome(await call(place)), Parked)
+            assert isinstance(await _outcome(await call(setup)), Parked)
         case "sends it, continues":
-            assert isinstance(await _outcome(await call(place)), Delivered)
+            assert isinstance(await _outcome(await call(setup)), Delivered)
         case "canceled":
-            outcome = await call(place)
+            outcome = await call(setup)
             assert isinstance(outcome, Pending)
             assert outcome.reason == "canceled"
-            assert place.future is None or await place.future == outcome
-            status = await place.elsewhere.status("acme")
+            assert setup.future is None or await setup.future == outcome
+            status = await setup.elsewhere.status("acme")
             assert (status.pending_reason, status.is_over) == ("canceled", True)
-            assert not place.elsewhere._submitted
+            assert not setup.elsewhere._submitted
         case "keeps its outcome":
-            result = await call(place)
+            result = await call(setup)
             outcome = result if call is _cancel else await _outcome(result)
-            assert type(outcome) is type(place.before)
-            assert place.imports() == imports
+            assert type(outcome) is type(setup.before)
+            assert setup.imports() == imports
         case "skips":
-            assert await call(place) is None
+            assert await call(setup) is None
         case "with `force`":
             with pytest.raises(InvalidInput, match="is not delivered"):
-                await call(place)
-            await place.fleet.forget("acme", force=True)
-            assert await place.fleet.customers() == []
+                await call(setup)
+            await setup.fleet.forget("acme", force=True)
+            assert await setup.fleet.customers() == []
         case "deletes":
-            await call(place)
-            assert await place.fleet.customers() == []
+            await call(setup)
+            assert await setup.fleet.customers() == []
         case _:
-            raise AssertionError(f"no test knows what {cell!r} means")
+            raise AssertionError(f"the test has no case for the cell {cell!r}")
 
 
 def test_the_table_has_all_states_and_calls() -> None:
@@ -267,9 +267,9 @@ def test_the_table_has_all_states_and_calls() -> None:
 
 
 @pytest.mark.parametrize(("state", "call"), list(table()))
-async def test_each_cell_is_true(places: Places, state: str, call: str, world: World) -> None:
+async def test_each_cell_describes_the_behaviour(setups: Setups, state: str, call: str, world: World) -> None:
     prepare, text = STATES[state]
-    async with places(text) as here:
+    async with setups(text) as here:
         await prepare(here)
         await check(table()[state, call], here, CALLS[call])
     verdict = world.verdict(asyncio.get_running_loop().time())

@@ -1,4 +1,4 @@
-"""Uploads: files, bytes and streams, under a storage that refuses, breaks off and forgets."""
+"""Uploads of files, bytes and streams to a storage that refuses requests, drops connections or expires URLs."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ async def provisioned(session: Session) -> Company:
 
 
 def arrived(world: World) -> dict[str, tuple[str, bytes | None]]:
-    """Return name, content type and bytes of all that was uploaded."""
+    """Return the content type and the bytes of each uploaded file by name."""
     (company,) = world.companies.values()
     return {each.name: (each.content_type, each.content) for each in company.uploads.values()}
 
@@ -41,7 +41,7 @@ async def chunks(content: bytes = CONTENT, size: int = 100_000) -> AsyncIterator
 
 
 class Reopened:
-    """A stream that every `async for` reads from the start."""
+    """A stream that each `async for` reads from the start."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return chunks()
@@ -52,7 +52,7 @@ class Reopened:
     [CONTENT, bytearray(CONTENT), chunks, Reopened(), lambda: chunks(size=999_999), "path", "iterator"],
     ids=["bytes", "bytearray", "function", "iterable", "callable", "path", "iterator"],
 )
-async def test_any_kind_of_source_arrives_whole(
+async def test_each_kind_of_source_is_uploaded_completely(
     source: object, opens: Opens, world: World, tmp_path: Path
 ) -> None:
     if source == "path":
@@ -89,7 +89,7 @@ async def test_any_kind_of_source_arrives_whole(
         ("a.csv", "text/plain; charset=utf-16", "text/plain; charset=utf-16"),
     ],
 )
-async def test_a_file_passes_as_it_is_under_the_type_of_its_name(
+async def test_a_file_is_uploaded_unchanged_with_the_content_type_of_its_name(
     name: str, given: str | None, kind: str, opens: Opens, world: World
 ) -> None:
     content = b"PK\x03\x04\x00\xff not text at all"
@@ -115,7 +115,7 @@ async def test_a_file_passes_as_it_is_under_the_type_of_its_name(
         (Path(), {}, "files"),
     ],
 )
-async def test_what_cannot_be_uploaded_is_said_and_nothing_arrives(
+async def test_an_invalid_source_is_refused_without_an_upload(
     source: object, options: dict[str, object], field: str, opens: Opens, wire: InProcess, world: World
 ) -> None:
     async with opens() as session:
@@ -130,11 +130,11 @@ async def test_what_cannot_be_uploaded_is_said_and_nothing_arrives(
     ("size", "what"),
     [
         (len(CONTENT) - 1, "has more"),
-        (1_000_000, "has more"),  # just where a chunk ends
+        (1_000_000, "has more"),  # at the end of a chunk
         (len(CONTENT) + 1, "ended after"),
     ],
 )
-async def test_a_stream_of_another_size_than_was_said_never_arrives(
+async def test_a_stream_whose_size_differs_from_the_given_size_is_not_stored(
     size: int, what: str, opens: Opens, world: World
 ) -> None:
     async with opens() as session:
@@ -143,7 +143,7 @@ async def test_a_stream_of_another_size_than_was_said_never_arrives(
     assert arrived(world)["a.csv"][1] is None
 
 
-async def test_a_file_that_grows_or_shrinks_meanwhile_is_not_taken_for_whole(
+async def test_a_file_that_grows_or_shrinks_during_its_upload_is_refused(
     opens: Opens, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.csv"
@@ -158,7 +158,7 @@ async def test_a_file_that_grows_or_shrinks_meanwhile_is_not_taken_for_whole(
                 await upload
 
 
-async def test_what_a_stream_or_a_progress_callback_raises_comes_out_as_it_is(opens: Opens) -> None:
+async def test_an_exception_in_a_stream_or_a_progress_callback_is_propagated_unchanged(opens: Opens) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
         raise KeyError("of the bucket")
@@ -173,8 +173,8 @@ async def test_what_a_stream_or_a_progress_callback_raises_comes_out_as_it_is(op
 
 
 @pytest.mark.looptime(noop_cycles=42)
-async def test_what_a_stream_raises_is_no_broken_connection_to_a_real_client() -> None:
-    """aiohttp reads the stream in a task of its own, and takes whatever goes wrong there for the network's fault."""
+async def test_aiohttp_does_not_turn_an_exception_in_a_stream_into_a_network_error() -> None:
+    """aiohttp reads the stream in a task of its own, and reports each exception there as a network error."""
 
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
@@ -202,14 +202,14 @@ FAULTS = {
 
 
 def storage(*faults: Fault) -> Callable[[str, str, int], Fault | None]:
-    """Return a plan in which the first uploads meet `faults`, one each."""
+    """Return a function that applies `faults` to the first uploads, in order."""
     return lambda method, path, number: (
         faults[number - 1] if path == "/storage" and number <= len(faults) else None
     )
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-async def test_what_can_be_read_again_is_sent_again_under_a_fresh_url(
+async def test_a_source_that_can_be_reopened_is_sent_again_to_a_new_url(
     fault: Fault, opens: Opens, wire: InProcess, world: World
 ) -> None:
     wire.fault = storage(fault, fault)
@@ -222,7 +222,7 @@ async def test_what_can_be_read_again_is_sent_again_under_a_fresh_url(
 
 
 @pytest.mark.parametrize(("body", "puts"), [(b"", 1), (b"<html>stored", 8)])
-async def test_a_storage_that_always_answers_with_html_is_believed_in_the_end(
+async def test_html_responses_of_the_storage_are_accepted_after_all_attempts(
     body: bytes, puts: int, opens: Opens, wire: InProcess, world: World
 ) -> None:
     page = Fault(afterwards=Reply(status=200, body=body, content_type="Text/HTML; charset=utf-8"))
@@ -234,7 +234,9 @@ async def test_a_storage_that_always_answers_with_html_is_believed_in_the_end(
 
 
 @pytest.mark.parametrize("url", ["http://elsewhere.invalid/x", "https://[bad/x", "ftp://x/y", "nothing"])
-async def test_a_url_that_nothing_can_be_sent_to_is_said(opens: Opens, wire: InProcess, url: str) -> None:
+async def test_an_invalid_upload_url_of_the_server_is_refused(
+    opens: Opens, wire: InProcess, url: str
+) -> None:
     named = Fault(
         afterwards=Reply(status=201, body=json.dumps({"upload_url": url, "upload_ref": "r"}).encode())
     )
@@ -247,7 +249,7 @@ async def test_a_url_that_nothing_can_be_sent_to_is_said(opens: Opens, wire: InP
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("reset", NoAnswer), ("expired", UnexpectedReply)])
-async def test_a_stream_that_broke_off_midway_says_so_and_is_not_sent_again(
+async def test_a_partly_read_stream_is_not_sent_again_and_the_error_says_why(
     fault: str, kind: type[Exception], opens: Opens, wire: InProcess
 ) -> None:
     wire.fault = storage(FAULTS[fault])
@@ -257,7 +259,7 @@ async def test_a_stream_that_broke_off_midway_says_so_and_is_not_sent_again(
     assert [method for _, method, _ in wire.sent].count("PUT") == 1
 
 
-async def test_a_stream_that_nobody_has_read_yet_is_tried_again(opens: Opens, wire: InProcess) -> None:
+async def test_an_unread_stream_is_retried(opens: Opens, wire: InProcess) -> None:
     wire.fault = lambda method, path, number: (
         Fault(lost_before=True) if path.endswith("/uploads") and number < 8 else None
     )  # an upload makes eight attempts
@@ -266,7 +268,7 @@ async def test_a_stream_that_nobody_has_read_yet_is_tried_again(opens: Opens, wi
     assert uploaded.size == len(CONTENT)
 
 
-async def test_the_url_and_the_bytes_are_requested_at_most_once_per_attempt(
+async def test_an_attempt_requests_the_url_and_sends_the_bytes_at_most_once(
     opens: Opens, wire: InProcess
 ) -> None:
     wire.fault = lambda method, path, number: (
@@ -280,9 +282,7 @@ async def test_the_url_and_the_bytes_are_requested_at_most_once_per_attempt(
     assert sum(method == "PUT" for _, method, _ in wire.sent) == 4
 
 
-async def test_a_file_that_the_storage_finds_too_large_is_not_sent_eight_times(
-    opens: Opens, wire: InProcess
-) -> None:
+async def test_a_file_that_is_too_large_for_the_storage_is_sent_once(opens: Opens, wire: InProcess) -> None:
     wire.fault = lambda method, path, number: (
         Fault(instead=Reply(status=413, body=b"")) if path == "/storage" else None
     )
@@ -297,7 +297,7 @@ def xml(code: str, message: str = "as it is") -> bytes:
 
 
 def answers(*replies: Reply) -> Callable[[str, str, int], Fault | None]:
-    """Answer the first PUTs so, and all that follow like the last; an empty reply means that it is stored."""
+    """Return these replies to the first PUTs, and the last one to all later PUTs; an empty body stores the file."""
 
     def fault(method: str, path: str, number: int) -> Fault | None:
         reply = replies[min(number, len(replies)) - 1]
@@ -318,7 +318,7 @@ def answers(*replies: Reply) -> Callable[[str, str, int], Fault | None]:
         (409, "BlobImmutable", 3),
     ],
 )
-async def test_what_the_storage_refuses_again_under_a_fresh_url_is_final(
+async def test_a_refusal_by_the_storage_is_final_if_new_urls_are_refused_too(
     opens: Opens, wire: InProcess, world: World, status: int, code: str, puts: int
 ) -> None:
     wire.fault = answers(Reply(status=status, body=xml(code), content_type="application/xml"))
@@ -326,7 +326,7 @@ async def test_what_the_storage_refuses_again_under_a_fresh_url_is_final(
         company = await provisioned(session)
         with pytest.raises(BadRequest, match=f"{status}: the storage refused the bytes: {code}: as it is"):
             await company.upload(CONTENT, name="a.csv")
-        await session.companies.sources()  # the key was not refused
+        await session.companies.sources()  # the session does not treat its key as refused
     assert [method for _, method, _ in wire.sent].count("PUT") == puts
     assert len({url for _, method, url in wire.sent if method == "PUT"}) == puts
 
@@ -338,10 +338,10 @@ async def test_what_the_storage_refuses_again_under_a_fresh_url_is_final(
         [(503, "SlowDown")] * 5,
         [(400, "RequestTimeout")] * 5,
         [(429, "TooMany"), (408, "Late"), (403, "AccessDenied"), (500, "InternalError")],
-        [(302, "")] * 7,  # of a proxy
+        [(302, "")] * 7,  # a redirect by a proxy
     ],
 )
-async def test_what_may_pass_is_tried_again(
+async def test_temporary_refusals_by_the_storage_are_retried(
     opens: Opens, wire: InProcess, refusals: list[tuple[int, str]]
 ) -> None:
     wire.fault = answers(
@@ -354,7 +354,7 @@ async def test_what_may_pass_is_tried_again(
     assert [method for _, method, _ in wire.sent].count("PUT") == len(refusals) + 1
 
 
-async def test_a_storage_may_say_when_to_come_again(opens: Opens, wire: InProcess) -> None:
+async def test_a_retry_after_header_of_the_storage_is_obeyed(opens: Opens, wire: InProcess) -> None:
     busy = Reply(status=503, body=xml("SlowDown"), headers={"Retry-After": "40"})
     wire.fault = answers(busy, Reply(status=200, body=b""))
     async with opens() as session:
@@ -364,7 +364,7 @@ async def test_a_storage_may_say_when_to_come_again(opens: Opens, wire: InProces
 
 
 @pytest.mark.parametrize("status", [201, 204])
-async def test_another_success_with_a_page_means_that_it_is_stored(
+async def test_status_201_or_204_with_html_means_that_the_file_is_stored(
     opens: Opens, wire: InProcess, status: int
 ) -> None:
     wire.fault = answers(Reply(status=status, body=b"<html>stored</html>", content_type="text/html"))
@@ -373,23 +373,25 @@ async def test_another_success_with_a_page_means_that_it_is_stored(
     assert [method for _, method, _ in wire.sent].count("PUT") == 1
 
 
-async def test_a_url_that_expires_on_the_way_is_replaced(opens: Opens, world: World) -> None:
+async def test_a_url_that_expires_during_the_upload_is_replaced(opens: Opens, world: World) -> None:
     world.variants = replace(world.variants, upload_lives=5.0)
-    lives = iter([5.0, 3600.0])
+    lifetimes = iter([5.0, 3600.0])
     async with opens(upload_bytes_per_second=100_000) as session:
         company = await provisioned(session)
 
         def slow_the_first(sent: int, size: int) -> None:
             if sent == size:
-                next(lives, None)
+                next(lifetimes, None)
                 world.variants = replace(world.variants, upload_lives=3600.0)
 
         uploaded = await company.upload(CONTENT, name="a.csv", progress=slow_the_first)
-    assert next(lives, None) is None  # it was sent twice
+    assert next(lifetimes, None) is None  # the file was sent twice
     assert uploaded.size == len(CONTENT)
 
 
-async def test_streams_that_were_opened_are_closed_whatever_happens(opens: Opens, wire: InProcess) -> None:
+async def test_opened_streams_are_closed_after_cancellation_and_failure(
+    opens: Opens, wire: InProcess
+) -> None:
     open_now = 0
 
     async def counted() -> AsyncIterator[bytes]:
@@ -417,7 +419,7 @@ async def test_streams_that_were_opened_are_closed_whatever_happens(opens: Opens
 
 
 class SlowFile(BytesIO):
-    """A file whose second read takes until `go` is set."""
+    """A file whose second read blocks until `go` is set."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -469,7 +471,7 @@ def written(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-async def test_files_of_one_import_go_several_at_once_and_keep_their_order(
+async def test_the_files_of_an_import_are_uploaded_in_parallel_and_keep_their_order(
     opens: Opens, wire: InProcess, tmp_path: Path
 ) -> None:
     paths = written(tmp_path, 12)
@@ -496,7 +498,7 @@ async def test_files_of_one_import_go_several_at_once_and_keep_their_order(
 
 
 @pytest.mark.parametrize("broken", ["/storage", "/uploads"])
-async def test_uploads_that_wait_for_a_repeat_hold_no_place(
+async def test_uploads_that_wait_for_a_retry_do_not_count_as_parallel_uploads(
     broken: str, opens: Opens, wire: InProcess
 ) -> None:
     fails = True
@@ -514,7 +516,7 @@ async def test_uploads_that_wait_for_a_repeat_hold_no_place(
         await asyncio.gather(*stuck)
 
 
-async def test_one_file_that_fails_ends_the_others_and_is_the_error(
+async def test_a_failed_file_cancels_the_other_uploads_and_raises_its_error(
     opens: Opens, wire: InProcess, world: World, tmp_path: Path
 ) -> None:
     paths, loop = written(tmp_path, 6), asyncio.get_running_loop()
@@ -538,7 +540,7 @@ async def test_one_file_that_fails_ends_the_others_and_is_the_error(
         assert len(wire.sent) == before
 
 
-async def test_all_uploads_share_the_pace_of_the_session(opens: Opens) -> None:
+async def test_all_uploads_of_a_session_share_upload_bytes_per_second(opens: Opens) -> None:
     loop = asyncio.get_running_loop()
     async with opens(upload_bytes_per_second=256_000) as session:
         company = await provisioned(session)
@@ -547,10 +549,10 @@ async def test_all_uploads_share_the_pace_of_the_session(opens: Opens) -> None:
         assert loop.time() - began == pytest.approx(16.0, abs=1.0)
 
 
-async def test_starting_again_under_a_key_sends_the_uploads_of_the_first_try(
+async def test_a_repeated_start_with_a_key_reuses_the_earlier_uploads(
     opens: Opens, wire: InProcess, tmp_path: Path
 ) -> None:
-    """A server may take the references for part of the payload: fresh ones under the old key would be a 409."""
+    """A server may compare the upload references of a key: new references with the old key would cause a 409."""
     paths = written(tmp_path, 2)
     wire.fault = lambda method, path, number: (
         Fault(lost_after=True) if method == "POST" and path.endswith("/imports") and number <= 8 else None

@@ -1,4 +1,4 @@
-"""Runs of a whole fleet, followed by whoever asks, through everything that a session has."""
+"""Waiting for the runs of a whole fleet in one session: rate limits, polls, and the second channel."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,7 +32,7 @@ async def start(session: Session, count: int) -> list[tuple[str, str]]:
 
 
 async def follow(opens: Opens, world: World, count: int, **options: object) -> float:
-    """Wait for `count` runs with a short budget of polls; return the mean detection delay in seconds."""
+    """Wait for `count` runs under a small rate limit; return the mean detection delay in seconds."""
     async with opens(limit=10_000) as session:
         started = await start(session, count)
     async with opens(limit=12, **options) as session:
@@ -41,7 +41,7 @@ async def follow(opens: Opens, world: World, count: int, **options: object) -> f
     return mean(world.ledger.detection.values())
 
 
-async def test_a_short_budget_gains_from_the_second_channel(
+async def test_the_second_channel_shortens_detection_under_a_small_rate_limit(
     opens: Opens, wire: InProcess, world: World
 ) -> None:
     without = await follow(opens, world, 60)
@@ -55,7 +55,7 @@ async def test_a_short_budget_gains_from_the_second_channel(
 
 
 @pytest.mark.parametrize(("reading", "lookups"), [("bare", 20), ("wrapped", 20), ("anonymous", 1)])
-async def test_the_second_channel_is_believed_as_far_as_it_says_which_run_it_means(
+async def test_the_second_channel_is_used_only_if_it_names_the_run(
     opens: Opens, wire: InProcess, reading: str, lookups: int
 ) -> None:
     wire.world = world = World(
@@ -63,11 +63,11 @@ async def test_the_second_channel_is_believed_as_far_as_it_says_which_run_it_mea
     )
     await follow(opens, world, 20, second_channel=True)
     assert world.ledger.requests[LIST] >= lookups
-    if reading == "anonymous":  # each run is asked for once; what says nothing is not asked again
+    if reading == "anonymous":  # one read per run: a list without run ids is not read again
         assert world.ledger.requests[LIST] <= 20
 
 
-async def test_a_second_channel_that_knows_of_no_run_harms_none(
+async def test_a_second_channel_that_answers_404_does_not_disturb_the_polls(
     opens: Opens, wire: InProcess, world: World
 ) -> None:
     unknown = Fault(instead=Reply(status=404, body=b'{"error": "Not found"}'))
@@ -77,7 +77,7 @@ async def test_a_second_channel_that_knows_of_no_run_harms_none(
     await follow(opens, world, 60, second_channel=True)
 
 
-async def test_the_sessions_own_gate_goes_by_the_routes_of_the_contract(opens: Opens, world: World) -> None:
+async def test_the_session_has_a_gate_for_each_route_of_the_contract(opens: Opens, world: World) -> None:
     async with opens() as session:
         ((run_id, company_id),) = await start(session, 1)
         await session.watch(run_id, company_id).wait()
@@ -85,7 +85,7 @@ async def test_the_sessions_own_gate_goes_by_the_routes_of_the_contract(opens: O
             assert session.gate(*endpoint.split()).statistics().granted == count
 
 
-async def test_with_one_budget_for_the_key_there_is_no_second_channel(opens: Opens, world: World) -> None:
+async def test_a_rate_limit_per_key_disables_the_second_channel(opens: Opens, world: World) -> None:
     await follow(opens, world, 20, second_channel=True, scope="key")
     assert world.ledger.requests[LIST] == 0
 
@@ -102,7 +102,7 @@ async def test_any_number_of_tasks_share_the_polls_of_a_run(opens: Opens, world:
         assert world.ledger.requests[READ] <= reads + 1
 
 
-async def test_runs_stay_alive_when_the_session_closes_and_can_be_watched_again(
+async def test_runs_continue_after_the_session_closes_and_can_be_watched_again(
     opens: Opens, world: World
 ) -> None:
     async with opens() as session:
@@ -116,7 +116,7 @@ async def test_runs_stay_alive_when_the_session_closes_and_can_be_watched_again(
 
 
 def slow(wire: InProcess, seconds: float, **variants: float) -> World:
-    """Let all runs take so long, in a new world."""
+    """Replace the simulated server by one whose runs take `seconds`, and return it."""
     wire.world = World(
         key=KEY,
         sources=SOURCES,
@@ -127,16 +127,18 @@ def slow(wire: InProcess, seconds: float, **variants: float) -> World:
     return wire.world
 
 
-async def test_runs_whose_engine_died_are_polled_until_they_say_so(opens: Opens, wire: InProcess) -> None:
+async def test_stuck_runs_are_polled_until_the_server_reports_their_failure(
+    opens: Opens, wire: InProcess
+) -> None:
     world = slow(wire, 600.0, zombies=1.0)
     async with opens() as session:
         started = await start(session, 2)
         ends = await asyncio.gather(*(session.watch(*ids).wait() for ids in started), return_exceptions=True)
     assert all(isinstance(end, RunFailed) and "timed out" in str(end) for end in ends)
-    assert max(world.ledger.detection.values()) < 6  # their floor
+    assert max(world.ledger.detection.values()) < 6  # the minimum interval between polls of a run
 
 
-async def test_a_run_of_which_nothing_is_heard_for_75_minutes_is_told_of_and_polled_on(
+async def test_a_run_without_an_end_after_75_minutes_is_reported_and_still_polled(
     opens: Opens, wire: InProcess
 ) -> None:
     slow(wire, 600.0)
@@ -146,12 +148,12 @@ async def test_a_run_of_which_nothing_is_heard_for_75_minutes_is_told_of_and_pol
         with session.events.open(RunStalled) as events:
             run = session.companies.open(company_id).imports.open(run_id, age=4300.0)
             assert (await run.wait()).status == "completed"
-            told = await anext(events)
-    assert told.ids == {"run": run_id, "company": company_id}
-    assert 4500 <= told.seconds < 4540
+            event = await anext(events)
+    assert event.ids == {"run": run_id, "company": company_id}
+    assert 4500 <= event.seconds < 4540
 
 
-async def test_a_park_that_another_process_decides_is_seen_to_resume_and_to_end(
+async def test_a_park_decided_by_another_process_is_followed_to_the_end(
     opens: Opens, wire: InProcess, world: World, customer: Customer
 ) -> None:
     async with opens() as watching, opens() as deciding:
@@ -163,10 +165,10 @@ async def test_a_park_that_another_process_decides_is_seen_to_resume_and_to_end(
         assert not through.done()
         await run.approve()
         assert (await through).status == "completed"
-    assert max(world.ledger.detection.values()) < 11  # as a parked run is read
+    assert max(world.ledger.detection.values()) < 11  # the interval between polls of a parked run
 
 
-async def test_one_of_many_who_wait_is_cancelled(opens: Opens, world: World) -> None:
+async def test_cancelling_one_waiter_does_not_affect_the_others(opens: Opens, world: World) -> None:
     async with opens() as session:
         started = await start(session, 5)
         waiting = [asyncio.create_task(session.watch(*ids).wait()) for ids in started for _ in range(4)]
@@ -178,7 +180,7 @@ async def test_one_of_many_who_wait_is_cancelled(opens: Opens, world: World) -> 
     assert len(world.ledger.detection) == 5
 
 
-async def test_exports_are_polled_by_the_schedule_of_imports(opens: Opens, world: World) -> None:
+async def test_exports_and_imports_share_one_polling_schedule(opens: Opens, world: World) -> None:
     async with opens(scope="key", limit=30) as session:
         started = await start(session, 10)
         exports = [

@@ -1,4 +1,4 @@
-"""Every payload of the contract: as it is documented, and as a preview API may send it one day."""
+"""Each payload of the contract is decoded as documented, and with the changes that a preview API may make."""
 
 import json
 from typing import Any, cast
@@ -178,19 +178,19 @@ PAYLOADS = pytest.mark.parametrize(("text", "expected"), DOCUMENTED.values(), id
 
 
 @PAYLOADS
-def test_what_is_documented_is_understood_to_the_last_field(text: str, expected: msgspec.Struct) -> None:
+def test_each_documented_field_is_decoded(text: str, expected: msgspec.Struct) -> None:
     decoded = decode(text.encode(), type(expected))
     assert decoded == expected
     assert decode(msgspec.json.encode(decoded), type(expected)) == expected
-    understood = json.loads(msgspec.json.encode(decoded))
-    assert not missing(json.loads(text), understood)
+    decoded_fields = json.loads(msgspec.json.encode(decoded))
+    assert not missing(json.loads(text), decoded_fields)
 
 
-def missing(documented: object, understood: object) -> list[str]:
-    """Return the documented fields that did not come through; what is null may be absent."""
+def missing(documented: object, decoded_fields: object) -> list[str]:
+    """Return the documented fields that were not decoded; a null field may be absent."""
     if isinstance(documented, dict):
         fields = cast("dict[str, object]", documented)
-        known = cast("dict[str, object]", understood)
+        known = cast("dict[str, object]", decoded_fields)
         return [
             name if name not in known else f"{name}.{below}"
             for name, value in fields.items()
@@ -198,40 +198,40 @@ def missing(documented: object, understood: object) -> list[str]:
             for below in ([""] if name not in known else missing(value, known[name]))
         ]
     if isinstance(documented, list):
-        pairs = zip(documented, cast("list[object]", understood), strict=True)
+        pairs = zip(documented, cast("list[object]", decoded_fields), strict=True)
         return [name for pair in pairs for name in missing(*pair)]
-    return [] if documented == understood else [f"{documented!r} became {understood!r}"]
+    return [] if documented == decoded_fields else [f"{documented!r} became {decoded_fields!r}"]
 
 
 @PAYLOADS
-def test_numbers_may_be_text_and_new_fields_may_stand_anywhere(text: str, expected: msgspec.Struct) -> None:
+def test_numbers_as_text_and_unknown_fields_are_accepted(text: str, expected: msgspec.Struct) -> None:
     changed = drifted(json.loads(text))
     assert decode(json.dumps(changed).encode(), type(expected)) == expected
 
 
 def optional(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Return the places of all fields below `value`."""
+    """Return the paths of all fields below `value`."""
     if isinstance(value, list):
         items = cast("list[object]", value)
-        return [place for n, each in enumerate(items) for place in optional(each, (*path, n))]
+        return [below for n, each in enumerate(items) for below in optional(each, (*path, n))]
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
         return [
-            place
+            below
             for name, each in fields.items()
-            for place in ((*path, name), *optional(each, (*path, name)))
+            for below in ((*path, name), *optional(each, (*path, name)))
         ]
     return []
 
 
-REQUIRED = {  # what nothing can be made of without
+REQUIRED = {  # a payload is useless without these fields
     "sources", "templates", "company", "id", "upload_url", "upload_ref", "run_id", "status", "actions", "name",
 }  # fmt: skip
 NEW_SHAPES: tuple[object, ...] = ({"value": 1}, [{"value": 1}], "text", 5, True, None)
 
 
 @PAYLOADS
-def test_an_optional_field_that_is_absent_null_or_new_hides_nothing_else(
+def test_a_missing_null_or_malformed_optional_field_does_not_affect_other_fields(
     text: str, expected: msgspec.Struct
 ) -> None:
     for path in optional(json.loads(text)):
@@ -248,7 +248,7 @@ def test_an_optional_field_that_is_absent_null_or_new_hides_nothing_else(
 
 
 def put(whole: object, path: tuple[str | int, ...], value: object) -> None:
-    """Write `value` to a place of decoded JSON; `...` removes what is there."""
+    """Set the value at `path` in decoded JSON; `...` deletes the field."""
     holder: Any = whole
     for step in path[:-1]:
         holder = holder[step]
@@ -257,7 +257,7 @@ def put(whole: object, path: tuple[str | int, ...], value: object) -> None:
         del holder[path[-1]]
 
 
-def test_a_patch_is_destructive_as_soon_as_one_action_is_or_cannot_be_told() -> None:
+def test_a_patch_is_destructive_if_one_action_is_destructive_or_unknown() -> None:
     for actions, destructive in (
         ('[{"action": "keep"}, {"action": "set_value"}]', False),
         ('[{"action": "keep"}, {"action": "delete_invalid_rows"}]', True),
@@ -323,5 +323,5 @@ def test_a_patch_is_destructive_as_soon_as_one_action_is_or_cannot_be_told() -> 
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, msgspec.Struct) else "",
 )
-def test_requests_are_written_as_documented_and_no_field_more(value: msgspec.Struct, body: str) -> None:
+def test_requests_have_exactly_the_documented_fields(value: msgspec.Struct, body: str) -> None:
     assert json.loads(msgspec.json.encode(value)) == json.loads(body)

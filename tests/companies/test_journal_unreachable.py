@@ -1,4 +1,4 @@
-"""A journal that cannot be reached for a while: what the server answered meanwhile is not lost."""
+"""A journal that is unreachable for a while: the responses that the server sent meanwhile are not lost."""
 
 import asyncio
 import contextlib
@@ -33,19 +33,19 @@ pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
 
 
-class AwayJournal:
-    """A journal whose writes and releases fail while `is_away` says so."""
+class UnreachableJournal:
+    """A journal whose claims, writes and releases fail while `is_unreachable` returns True."""
 
-    def __init__(self, is_away: Callable[[str], bool]) -> None:
-        self.inner, self.is_away = MemoryJournal(), is_away
+    def __init__(self, is_unreachable: Callable[[str], bool]) -> None:
+        self.inner, self.is_unreachable = MemoryJournal(), is_unreachable
 
     def check(self, kind: str) -> None:
-        if self.is_away(kind):
+        if self.is_unreachable(kind):
             raise JournalError("postgresql://db/fleet", "connection refused")
 
-    async def claim(self, external_id: str) -> "AwayClaim":
+    async def claim(self, external_id: str) -> "UnreachableClaim":
         self.check("claim")
-        return AwayClaim(self, await self.inner.claim(external_id))
+        return UnreachableClaim(self, await self.inner.claim(external_id))
 
     async def state(self, external_id: str) -> bytes | None:
         return await self.inner.state(external_id)
@@ -77,8 +77,8 @@ class AwayJournal:
         return await self.inner.events(external_id, after=after, limit=limit)
 
 
-class AwayClaim:
-    def __init__(self, journal: AwayJournal, claim: ClaimPort) -> None:
+class UnreachableClaim:
+    def __init__(self, journal: UnreachableJournal, claim: ClaimPort) -> None:
         self._journal, self._claim = journal, claim
         self.external_id, self.token = claim.external_id, claim.token
 
@@ -102,10 +102,10 @@ class AwayClaim:
             await self.release()
 
 
-async def test_an_outcome_stands_although_the_claim_cannot_be_released(
+async def test_an_outcome_is_returned_even_if_the_claim_cannot_be_released(
     opens: Opens, customer: Customer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = AwayJournal(lambda kind: kind == "release")
+    journal = UnreachableJournal(lambda kind: kind == "release")
     async with opens() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
     assert isinstance(outcome, Delivered)
@@ -116,30 +116,30 @@ ANSWERS = ["created", "uploaded", "started", "decided", "export started", "expor
 
 
 def exported(customer: Customer, world: World) -> Spec:
-    """Return a customer that parks and has a destination."""
+    """Return the spec of a customer that parks and has a destination."""
     world.variants = Variants(failed_writes=0.0, hollow_writes=0.0)
     connections = {"destination": {"base_url": "https://d.invalid", "auth": {}}}
     return msgspec.structs.replace(customer(contacts=DUPLICATES), connections=connections)
 
 
-def away_for(seconds: float, first: str) -> Callable[[str], bool]:
-    """Return whether a journal is away: from the first write of this kind on, for so long."""
+def unreachable_for(seconds: float, first: str) -> Callable[[str], bool]:
+    """Return a function: whether a journal is unreachable, for `seconds` from the first write of kind `first`."""
     since: list[float] = []
 
-    def is_away(kind: str) -> bool:
+    def is_unreachable(kind: str) -> bool:
         now = asyncio.get_running_loop().time()
         if kind == first and not since:
             since.append(now)
         return bool(since) and now < since[0] + seconds
 
-    return is_away
+    return is_unreachable
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_an_answer_outlasts_a_journal_that_is_away(
+async def test_a_response_is_recorded_once_the_journal_is_reachable_again(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, answer: str
 ) -> None:
-    journal = AwayJournal(away_for(80.0, answer))
+    journal = UnreachableJournal(unreachable_for(80.0, answer))
     async with opens() as session:
         outcome = await migrate(
             session,
@@ -156,10 +156,10 @@ async def test_an_answer_outlasts_a_journal_that_is_away(
     assert verdict.duplicate_imports == verdict.duplicate_companies == verdict.unaccounted == 0
 
 
-async def test_nothing_is_sent_for_a_customer_until_the_journal_has_its_company(
+async def test_no_request_follows_a_creation_until_the_journal_has_the_company(
     opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
 ) -> None:
-    journal = AwayJournal(away_for(80.0, "created"))
+    journal = UnreachableJournal(unreachable_for(80.0, "created"))
     async with opens() as session:
         migration = asyncio.ensure_future(migrate(session, customer(), journal=journal, to=tmp_path / "out"))
         await asyncio.sleep(79.0)
@@ -168,10 +168,10 @@ async def test_nothing_is_sent_for_a_customer_until_the_journal_has_its_company(
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_what_a_journal_could_not_take_at_all_is_written_by_the_next_call(
+async def test_a_response_that_could_not_be_recorded_is_recorded_by_the_next_call(
     opens: Opens, customer: Customer, world: World, tmp_path: Path, answer: str
 ) -> None:
-    journal, spec = AwayJournal(away_for(3600.0, answer)), exported(customer, world)
+    journal, spec = UnreachableJournal(unreachable_for(3600.0, answer)), exported(customer, world)
 
     async def call(session: Session) -> Outcome:
         return await migrate(
@@ -190,10 +190,10 @@ async def test_what_a_journal_could_not_take_at_all_is_written_by_the_next_call(
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0])
-async def test_a_customer_that_was_cancelled_meanwhile_goes_on_with_what_was_answered(
+async def test_a_customer_cancelled_during_the_outage_continues_from_the_response(
     opens: Opens, customer: Customer, tmp_path: Path, seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = AwayJournal(away_for(80.0, "created"))
+    journal = UnreachableJournal(unreachable_for(80.0, "created"))
     async with opens() as session:
         migration = asyncio.ensure_future(migrate(session, customer(), journal=journal, to=tmp_path / "out"))
         await asyncio.sleep(5.0 + seconds)
@@ -206,28 +206,28 @@ async def test_a_customer_that_was_cancelled_meanwhile_goes_on_with_what_was_ans
     assert isinstance(outcome, Delivered)
 
 
-async def test_what_another_process_did_meanwhile_is_not_undone(
+async def test_a_change_by_another_process_during_the_outage_is_kept(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
-    journal = AwayJournal(away_for(1800.0, "created"))
+    journal = UnreachableJournal(unreachable_for(1800.0, "created"))
     async with opens() as session:
         with pytest.raises(JournalError) as caught:
             await migrate(session, customer(), journal=journal, to=tmp_path / "out")
-        said = re.search(r"`asyncmig adopt acme (\S+)`", str(caught.value))
-        assert said is not None
-        await adopt(journal.inner, "acme", said[1])
+        advice = re.search(r"`asyncmig adopt acme (\S+)`", str(caught.value))
+        assert advice is not None
+        await adopt(journal.inner, "acme", advice[1])
         await asyncio.sleep(1800.0)
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
     assert isinstance(outcome, Delivered)
     kinds = [event.kind for event in await journal.events("acme")]
     assert "created" not in kinds
-    assert outcome.ids["company"] == said[1]
+    assert outcome.ids["company"] == advice[1]
 
 
-async def test_a_process_that_must_end_says_what_it_knows(
+async def test_the_outcome_of_a_drained_customer_has_ids_that_the_journal_lacks(
     opens: Opens, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    journal = AwayJournal(away_for(3600.0, "started"))
+    journal = UnreachableJournal(unreachable_for(3600.0, "started"))
     async with opens() as session, Fleet(session, journal=journal, to=tmp_path / "out") as fleet:
         ending = fleet.submit(customer())
         await asyncio.sleep(60.0)
@@ -240,19 +240,19 @@ async def test_a_process_that_must_end_says_what_it_knows(
     assert f"does not have run {outcome.ids['run']} yet" in outcome.error
 
 
-async def test_a_journal_that_stays_away_is_told_now_and_then(
+async def test_failures_to_reach_the_journal_are_reported_at_intervals(
     opens: Opens, customer: Customer, tmp_path: Path
 ) -> None:
-    loop, told = asyncio.get_running_loop(), list[object]()
-    journal = AwayJournal(lambda kind: kind == "uploaded" and loop.time() < 200.0)
+    loop, events = asyncio.get_running_loop(), list[object]()
+    journal = UnreachableJournal(lambda kind: kind == "uploaded" and loop.time() < 200.0)
     async with opens() as session:
-        with session.events.subscribe(told.append):
+        with session.events.subscribe(events.append):
             outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
-    failures = [event for event in told if isinstance(event, AttemptFailed)]
+    failures = [event for event in events if isinstance(event, AttemptFailed)]
     assert 4 <= len(failures) <= 6
     assert {(event.external_id, event.endpoint, event.error) for event in failures} == {
         ("acme", "journal", "connection refused")
     }
     assert all(event.until == pytest.approx(failures[0].at + 900.0, abs=2.0) for event in failures)
-    assert len([event for event in told if isinstance(event, Recovered)]) == 1
+    assert len([event for event in events if isinstance(event, Recovered)]) == 1
