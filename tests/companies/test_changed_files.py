@@ -42,9 +42,8 @@ async def test_the_caller_chooses_what_happens_to_changed_files(
         assert type(first) is (Delivered if text is CLEAN else Parked)
         spec.files[0].write_text(CLEAN + "new@x.org,New,One,1\n", encoding="utf-8")
         with caplog.at_level(logging.WARNING, "asyncmig"):
-            decide = (
-                "approve" if if_changed == "import_again" else "park"
-            )  # the second import may append duplicates, and park
+            # The second import may append duplicates, and park.
+            decide = "approve" if if_changed == "import_again" else "park"
             options = MigrationOptions(if_changed=if_changed, decide=decide)  # type: ignore[arg-type]
             if if_changed == "refuse":
                 with pytest.raises(InvalidInput, match=r"contacts\.csv.*keeps its outcome"):

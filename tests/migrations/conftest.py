@@ -1,4 +1,4 @@
-"""An account, and sessions with it."""
+"""Fixtures: a scripted account, and sessions with it."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -22,7 +22,7 @@ def account() -> Account:
 
 @pytest.fixture
 def opens(account: Account) -> Opens:
-    """Opens a session, and a new migration in it; without the limits of an hour, unless a test gives some."""
+    """Return a function that opens a session with a new migration; without hourly limits, unless a test sets them."""
 
     @asynccontextmanager
     async def migration(limits: str = "per-endpoint", **options: object) -> AsyncIterator[Migration]:

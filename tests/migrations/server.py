@@ -1,4 +1,4 @@
-"""A scripted account of the second API generation: the states of its runs are a timeline that tests write."""
+"""A scripted account of the second API generation: tests set the timeline of its run states."""
 
 import asyncio
 import json
@@ -51,10 +51,11 @@ class Reply:
 
 
 class Account:
-    """One migration of one account, as a transport. Times are seconds on the loop's clock.
+    """A transport to an account with one migration. Times are seconds on the loop's clock.
 
-    `fault(method, path, number)`: "lost" (processed, no response), "vanished" (never processed), or a status.
-    `lag`: reads of runs show what was so many seconds ago. `steps`: what each start leads to, as (seconds, state).
+    `fault(method, path, number)`: the fault of a request, see `exchange`; "lost": the request is processed and has no
+    response; "vanished": it is not processed; or the status of an error. `lag`: reads of runs return the state of so
+    many seconds ago. `steps`: the states that follow each kind of start or an answer, as (seconds, state).
     """
 
     def __init__(self) -> None:
@@ -221,13 +222,13 @@ class Account:
         self.timeline = [(since, each) for since, each in self.timeline if since <= at]
         self.timeline.append((at, state))
 
-    def tell(self, at: float, kind: str, data: object = None) -> None:
+    def add_event(self, at: float, kind: str, data: object = None) -> None:
         self.thread.append((at, {"type": kind, "data": data}))
 
     def events(self, after: int) -> list[Json]:
-        told = sorted((each for each in self.thread), key=lambda each: each[0])
+        ordered = sorted((each for each in self.thread), key=lambda each: each[0])
         numbered = [
-            (at, {"sequence": 2 * n + self.first_sequence, **event}) for n, (at, event) in enumerate(told)
+            (at, {"sequence": 2 * n + self.first_sequence, **event}) for n, (at, event) in enumerate(ordered)
         ]
         return [event for at, event in numbered if at <= self.now and event["sequence"] > after]
 
@@ -236,7 +237,7 @@ class Account:
         for after, state in self.steps[what]:
             self.timeline.append((self.now + after, state))
             kinds = {"awaiting_approval": "preview", "completed": "completed", "blocked": "request_input"}
-            self.tell(self.now + after, kinds.get(state["status"], "error"))
+            self.add_event(self.now + after, kinds.get(state["status"], "error"))
 
     def start(self, body: Json) -> Reply:
         state = self.state(self.now)["status"]
@@ -282,7 +283,7 @@ class Account:
             {"run_id": run_id, "kind": kind, "started_at": str(at), "status": status}
             for at, kind, run_id in self.runs
         ]
-        if runs and self.log_merges:  # one entry a run, with the outcome of its last execution
+        if runs and self.log_merges:  # one entry per run, with the outcome of its last execution
             executed = [at for at, kind, _ in self.runs if kind == "execute"]
             merged = {
                 **runs[0],

@@ -1,4 +1,4 @@
-"""A fleet of the second generation under limits by class, however the server counts them: no 429 without need."""
+"""A fleet of the second generation under limits by class: no avoidable 429, however the server counts requests."""
 
 import asyncio
 from collections import defaultdict
@@ -28,9 +28,13 @@ READINGS = [
 ]
 OTHERS = [
     Variants(
-        window=window, foreign_runs=2, concurrency_wait=wait, concurrency_counts=counts, concurrency_list=told
+        window=window,
+        foreign_runs=2,
+        concurrency_wait=wait,
+        concurrency_counts=counts,
+        concurrency_list=listed,
     )  # type: ignore[arg-type]
-    for (window, wait, counts), told in zip(
+    for (window, wait, counts), listed in zip(
         product(("fixed", "sliding"), (None, 60.0), (False, True)), (True, False) * 4, strict=True
     )
 ]
@@ -48,13 +52,13 @@ def customers(folder: Path, count: int) -> list[Spec]:
 async def migrated(
     specs: list[Spec], variants: Variants, to: Path, *, base: float = 500.0, limits: str | None = None
 ) -> tuple[World, float, list[RequestDone]]:
-    """Migrate all customers; return the world, the seconds that it took, and the requests with a 429."""
+    """Migrate all customers; return the simulated server, the duration in seconds, and the requests with a 429."""
     world = World(
         key=KEY, seed=3, variants=variants, pace=RunDurations(queued=5.0, base=base, per_row=0.0, sigma=0.3)
     )
     refused: list[RequestDone] = []
-    wire = InProcess(world, rng=Random(2))  # type: ignore[arg-type]
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(1), limits=limits) as session:
+    transport = InProcess(world, rng=Random(2))  # type: ignore[arg-type]
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(1), limits=limits) as session:
         with session.events.subscribe(
             lambda event: (
                 refused.append(event) if isinstance(event, RequestDone) and event.status == 429 else None
@@ -69,9 +73,7 @@ async def migrated(
 
 
 @pytest.mark.parametrize("variants", READINGS, ids=str)
-async def test_with_the_documented_numbers_no_request_is_over_a_limit(
-    variants: Variants, tmp_path: Path
-) -> None:
+async def test_no_request_exceeds_the_documented_limits(variants: Variants, tmp_path: Path) -> None:
     world, took, refused = await migrated(customers(tmp_path, 3), variants, tmp_path / "out")
     assert refused == []
     assert world.verdict(took).over_the_limit == world.verdict(took).starts_beyond_three == 0
@@ -79,7 +81,7 @@ async def test_with_the_documented_numbers_no_request_is_over_a_limit(
 
 
 @pytest.mark.parametrize("variants", OTHERS, ids=str)
-async def test_runs_of_others_are_met_as_seldom_as_the_contract_says(
+async def test_refusals_because_of_runs_of_others_are_a_minute_apart(
     variants: Variants, tmp_path: Path
 ) -> None:
     world, took, refused = await migrated(customers(tmp_path, 3), variants, tmp_path / "out")
@@ -90,7 +92,7 @@ async def test_runs_of_others_are_met_as_seldom_as_the_contract_says(
 
 
 @pytest.mark.parametrize("phase", [0.0, 1234.5])
-async def test_who_believes_too_much_is_refused_once_in_a_window(phase: float, tmp_path: Path) -> None:
+async def test_a_client_with_too_high_limits_is_refused_once_per_window(phase: float, tmp_path: Path) -> None:
     limits = "reads=300/60s,writes=100/60s,jobs=50/1h,agent=50/1h,create=10/1h,generate=10/1h,runs=3"
     variants = Variants(phase=phase, rejects_count=False)
     _, _, refused = await migrated(customers(tmp_path, 3), variants, tmp_path / "out", limits=limits)
@@ -104,7 +106,7 @@ async def test_who_believes_too_much_is_refused_once_in_a_window(phase: float, t
     assert all(len(at) <= 1 for at in by_endpoint.values())
 
 
-async def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows(tmp_path: Path) -> None:
+async def test_a_fleet_of_thirty_takes_little_longer_than_the_hourly_limit_requires(tmp_path: Path) -> None:
     world, took, refused = await migrated(
         customers(tmp_path, 30), Variants(phase=1234.5), tmp_path / "out", base=200.0
     )
@@ -117,8 +119,8 @@ async def test_a_fleet_of_thirty_ends_hardly_later_than_the_hourly_budget_allows
 async def test_long_waits_are_reported_with_their_customer_and_budget(tmp_path: Path) -> None:
     waits: list[SlotAwaited] = []
     world = World(key=KEY, seed=3, pace=RunDurations(queued=5.0, base=200.0, per_row=0.0, sigma=0.3))
-    wire = InProcess(world, rng=Random(2))  # type: ignore[arg-type]
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(1)) as session:
+    transport = InProcess(world, rng=Random(2))  # type: ignore[arg-type]
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(1)) as session:
         with session.events.subscribe(
             lambda each: waits.append(each) if isinstance(each, SlotAwaited) else None
         ):

@@ -1,4 +1,4 @@
-"""Faults that a hostile server could once provoke in the client."""
+"""Regression tests: errors that a hostile server once caused in the client."""
 
 import asyncio
 from pathlib import Path
@@ -25,12 +25,12 @@ def lost(number: int, fault: str = "vanished") -> object:
 
 
 @pytest.mark.parametrize("kind", ["message", "preview", "completed"])
-async def test_a_late_event_of_the_previous_operation_is_no_start(
+async def test_a_late_event_of_the_previous_operation_does_not_confirm_a_start(
     kind: str, opens: Opens, account: Account
 ) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
-        account.tell(account.now + 2.0, kind, {"text": "late"})
+        account.add_event(account.now + 2.0, kind, {"text": "late"})
         account.fault = lost(2)  # type: ignore[assignment]
         report = await (await migration.execute()).wait()
     assert isinstance(report, Report)
@@ -38,13 +38,13 @@ async def test_a_late_event_of_the_previous_operation_is_no_start(
 
 
 @pytest.mark.parametrize("kind", ["message", "preview", "completed"])
-async def test_while_no_log_tells_whose_an_event_is_nothing_is_executed_again(
+async def test_an_execution_is_not_repeated_if_no_log_shows_the_origin_of_an_event(
     kind: str, opens: Opens, account: Account
 ) -> None:
     account.log_hides_preview = True
     async with opens() as migration:
         await (await migration.generate()).wait()
-        account.tell(account.now + 2.0, kind, {"text": "late, or of an execution with a run of its own"})
+        account.add_event(account.now + 2.0, kind, {"text": "late, or of an execution with a run of its own"})
         account.fault = lost(2)  # type: ignore[assignment]
         with pytest.raises(UnknownOutcome):
             await migration.execute()
@@ -56,18 +56,16 @@ async def test_a_late_event_does_not_end_an_update_early(opens: Opens, account: 
     account.steps["update"] = [(100.0, {"status": "awaiting_approval"})]
     async with opens() as migration:
         await (await migration.generate()).wait()
-        account.tell(account.now + 3.0, "preview")
+        account.add_event(account.now + 3.0, "preview")
         begun = account.now
         await (await migration.update("Dates are day first")).wait()
         assert account.now >= begun + 100.0
 
 
-async def test_a_second_generate_that_was_lost_is_not_found_in_a_late_event(
-    opens: Opens, account: Account
-) -> None:
+async def test_a_late_event_does_not_confirm_a_lost_second_generate(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
-        account.tell(account.now + 2.0, "message", "late")
+        account.add_event(account.now + 2.0, "message", "late")
         account.fault = lost(2)  # type: ignore[assignment]
         assert isinstance(await (await migration.generate()).wait(), Preview)
     assert account.starts() == ["generate", "generate"]
@@ -82,15 +80,15 @@ async def test_an_execution_with_a_run_of_its_own_is_not_compared_with_the_old_r
         await (await migration.generate()).wait()
         account.run_id = "run-2"
         account.steps["execute"] = [(0.1, {"status": "completed", "report": REPORT})]
-        account.tell = lambda *_: None  # type: ignore[method-assign, assignment] - the thread stays quiet
+        account.add_event = lambda *_: None  # type: ignore[method-assign, assignment] - the thread has no events
         run = await migration.execute()
         begun = account.now
         assert isinstance(await run.wait(), Report)
-        assert account.now < begun + 60.0  # 30 s for which a read may show the old run, and one poll
+        assert account.now < begun + 60.0  # 30 s in which a read may return the old run, and one poll
 
 
-def foreign(account: Account, *, created_at: str, run_id: str = "run-2") -> None:
-    """The start is lost, and then somebody else has a run in progress."""
+def lose_start_to_another_run(account: Account, *, created_at: str, run_id: str = "run-2") -> None:
+    """Lose the second start, and then report that a run of another client is in progress."""
 
     def start(body: Json, query: object) -> Reply:
         return Reply(409, {"error": "a run is in progress", "run_id": run_id})
@@ -114,17 +112,17 @@ async def test_a_refused_repeat_does_not_adopt_a_run_that_is_older_than_the_star
     )
     async with opens() as migration:
         await (await migration.generate()).wait()
-        foreign(account, created_at="2026-01-01T11:00:00Z")
+        lose_start_to_another_run(account, created_at="2026-01-01T11:00:00Z")
         with pytest.raises(Conflict, match="run-2"):
             await migration.generate()
 
 
-async def test_a_refused_repeat_of_generate_does_not_adopt_a_run_that_was_known(
+async def test_a_refused_repeat_of_generate_does_not_adopt_a_run_that_was_known_before(
     opens: Opens, account: Account
 ) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
-        foreign(account, created_at="2027-01-01T11:00:00Z", run_id="run-1")
+        lose_start_to_another_run(account, created_at="2027-01-01T11:00:00Z", run_id="run-1")
         with pytest.raises(Conflict, match="run-1"):
             await migration.generate()
 
@@ -157,7 +155,7 @@ async def test_a_lost_put_is_found_by_name_and_size(opens: Opens, account: Accou
     assert sorted(each["name"] for each in account.files) == ["a.csv", "b.csv"]
 
 
-def test_what_a_run_echoes_is_in_no_repr() -> None:
+def test_no_repr_shows_the_answers_or_the_message_of_a_run() -> None:
     state = RunState(run_id="run-1", status="blocked", answers={"q1": SECRET})
     point = StartPoint(kind="execute", after=3, state=state, message=SECRET)
     assert SECRET not in f"{state!r} {point!r}"
@@ -176,7 +174,7 @@ async def test_a_start_point_has_no_answers(opens: Opens, account: Account) -> N
     assert SECRET.encode() not in msgspec.json.encode(points)
 
 
-async def test_an_export_job_that_never_starts_is_given_up_for_the_direct_way(
+async def test_a_direct_download_replaces_an_export_job_that_never_starts(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     account.routes["POST", "/migrations/m1/exports"] = lambda body, query: Reply(409, {"error": "running"})
@@ -198,7 +196,7 @@ async def test_an_export_job_that_never_starts_is_given_up_for_the_direct_way(
     assert files[0].rows == 2
 
 
-async def test_what_is_refused_in_both_ways_is_reported(
+async def test_a_sheet_that_is_refused_directly_and_as_a_job_raises_conflict(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     for method, path in (("POST", "exports"), ("GET", "exports/contacts.csv")):
@@ -208,7 +206,7 @@ async def test_what_is_refused_in_both_ways_is_reported(
             await migration.download(to=tmp_path, sheets=["contacts"])
 
 
-async def test_a_slow_iteration_reads_what_it_missed(opens: Opens, account: Account) -> None:
+async def test_a_slow_iteration_yields_the_events_that_it_missed(opens: Opens, account: Account) -> None:
     account.stream_ends = False
     async with opens() as migration:
         await migration.generate()
@@ -218,7 +216,7 @@ async def test_a_slow_iteration_reads_what_it_missed(opens: Opens, account: Acco
         first = asyncio.create_task(anext(events))
         await asyncio.sleep(2)
         for n in range(3000):
-            account.tell(account.now + 0.001 * n, "message", str(n))
+            account.add_event(account.now + 0.001 * n, "message", str(n))
         await asyncio.sleep(30)
         event = await first
         while True:
@@ -232,7 +230,9 @@ async def test_a_slow_iteration_reads_what_it_missed(opens: Opens, account: Acco
 
 
 @pytest.mark.parametrize("host", ["storage.example", "10.0.0.1"])
-async def test_a_local_server_cannot_name_an_unencrypted_link_elsewhere(host: str, account: Account) -> None:
+async def test_an_unencrypted_link_from_a_local_server_to_another_host_is_refused(
+    host: str, account: Account
+) -> None:
     url = "http://127.0.0.1:1/api/v1"
 
     def files(body: Json, query: object) -> Reply:
@@ -250,7 +250,7 @@ async def test_a_local_server_cannot_name_an_unencrypted_link_elsewhere(host: st
 
 
 class _Renamed:
-    """The account under another address."""
+    """A transport to the account at another base URL."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -263,7 +263,7 @@ class _Renamed:
         pass
 
 
-async def test_the_log_is_waited_for_as_the_server_asks(opens: Opens, account: Account) -> None:
+async def test_log_waits_as_long_as_the_server_asks(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         run = await migration.generate()
         with pytest.raises(Conflict):
@@ -275,7 +275,7 @@ async def test_the_log_is_waited_for_as_the_server_asks(opens: Opens, account: A
     assert account.count("GET", "/log") <= 6
 
 
-async def test_polls_are_rarer_while_the_stream_is_open(opens: Opens, account: Account) -> None:
+async def test_polls_are_less_frequent_while_the_stream_is_open(opens: Opens, account: Account) -> None:
     account.steps["generate"] = [(600.0, {"status": "awaiting_approval"})]
     async with opens() as migration:
         await (await migration.generate()).wait()
@@ -283,7 +283,7 @@ async def test_polls_are_rarer_while_the_stream_is_open(opens: Opens, account: A
     assert account.count("GET", f"{RUNS}/run-1") <= 13
 
 
-async def test_a_stream_that_is_refused_makes_no_poll_rarer(opens: Opens, account: Account) -> None:
+async def test_polls_are_not_less_frequent_without_a_stream(opens: Opens, account: Account) -> None:
     account.steps["generate"] = [(600.0, {"status": "awaiting_approval"})]
     account.routes["GET", "/migrations/m1/thread/stream"] = lambda body, query: Reply(404)
     async with opens() as migration:
@@ -291,7 +291,7 @@ async def test_a_stream_that_is_refused_makes_no_poll_rarer(opens: Opens, accoun
     assert account.count("GET", f"{RUNS}/run-1") >= 40
 
 
-async def test_only_rows_with_a_bad_cell_can_be_asked_for(
+async def test_a_download_can_be_limited_to_rows_with_invalid_cells(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     account.sheets["contacts"] = "Name\r\nAda\r\nBAD\r\n"
@@ -345,7 +345,9 @@ async def test_a_blocked_start_of_another_process_is_found_by_a_refused_repeat(
     assert account.starts() == ["generate"]
 
 
-async def test_a_job_that_failed_is_started_once_more(opens: Opens, account: Account, tmp_path: Path) -> None:
+async def test_a_failed_export_job_is_started_once_more(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
     jobs = "/migrations/m1/exports"
     account.routes["GET", f"{jobs}/contacts.csv"] = lambda body, query: Reply(409, {"error": "compressed"})
     account.routes["POST", jobs] = lambda body, query: Reply(

@@ -1,4 +1,4 @@
-"""Single customers of the second generation by their external ids: the same methods, over the same port."""
+"""Methods of a fleet that take the external id of a customer, with the second generation."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ def spec_of(folder: Path) -> Spec:
 
 @asynccontextmanager
 async def opened(simulator: Simulator, journal: MemoryJournal, to: Path) -> AsyncIterator[Fleet]:
-    """Open a fleet as a process of its own."""
+    """Open a fleet that represents a separate process."""
     async with (
         simulator.session() as session,
         Fleet(session, journal=journal, to=to, api="migrations") as fleet,
@@ -51,7 +51,8 @@ async def test_a_customer_is_accepted_canceled_retried_decided_and_followed(tmp_
         assert status.progress is not None
         assert status.progress.bytes_sent == status.progress.bytes_total == len(CONTACTS)
         assert await fleet.decide("acme", Approve(), shown=asked) == "recorded"
-    async with opened(simulator, journal, tmp_path / "out") as fleet:  # the first one died after the decision
+    # The first process ended after the decision.
+    async with opened(simulator, journal, tmp_path / "out") as fleet:
         (outcome,) = await asyncio.gather(*(await fleet.resume()).values())
         assert isinstance(outcome, Delivered)
         *_, last = [status async for status in fleet.follow("acme")]
@@ -59,7 +60,7 @@ async def test_a_customer_is_accepted_canceled_retried_decided_and_followed(tmp_
     assert str(simulator.verdict()) == "no faults"
 
 
-async def test_a_fleet_leaves_the_customers_of_the_other_generation_alone(tmp_path: Path) -> None:
+async def test_a_fleet_does_not_touch_customers_of_the_other_generation(tmp_path: Path) -> None:
     simulator, journal = Simulator(api="migrations", seed=7), MemoryJournal()
     async with simulator.session() as session:
         async with Fleet(session, journal=journal, to=tmp_path / "out", api="migrations") as fleet:

@@ -1,4 +1,4 @@
-"""Downloads from a hostile server: nothing is called clean or complete that may not be, and no link is shown."""
+"""Downloads from a hostile server: doubtful files are not reported as clean or complete, and links are not shown."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.looptime
 CONTACTS = "/migrations/m1/exports/contacts.csv"
 
 
-async def test_without_a_total_missing_rows_do_not_mean_that_the_rest_is_clean(
+async def test_a_truncated_sheet_without_a_total_is_not_reported_as_clean(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     account.total = False
@@ -68,7 +68,9 @@ async def test_a_malformed_link_is_reported_and_not_shown(
     assert "secret-link" not in caplog.text
 
 
-async def test_a_page_at_a_link_is_not_delivered(opens: Opens, account: Account, tmp_path: Path) -> None:
+async def test_an_html_page_at_a_download_link_is_not_delivered(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
     Jobs(account)
     page = b"<html>\n<p>Sign in\n</html>"
     account.routes["GET", "/x"] = lambda body, query: Reply(200, page, {"Content-Type": "text/html"})

@@ -19,19 +19,17 @@ def blocked(question: Json) -> Json:
     return {"status": "blocked", "blocked_reason": "question", "questions": [question]}
 
 
-async def generated(opens: Opens) -> None:
-    """Let one session generate, so that the next one knows no run."""
+async def generate_in_another_session(opens: Opens) -> None:
+    """Generate in a session of its own, so that the next session knows no run."""
     async with opens() as migration:
         await (await migration.generate()).wait()
 
 
-async def test_an_execution_that_only_adds_an_outcome_to_the_log_is_found(
-    opens: Opens, account: Account
-) -> None:
+async def test_a_lost_execution_is_found_by_its_outcome_in_the_log(opens: Opens, account: Account) -> None:
     account.log_merges = True
     account.steps["execute"] = [(0.1, account.steps["execute"][0][1])]
-    await generated(opens)
-    account.tell = lambda *_: None  # type: ignore[method-assign, assignment] - the thread stays quiet
+    await generate_in_another_session(opens)
+    account.add_event = lambda *_: None  # type: ignore[method-assign, assignment] - the thread has no events
     account.fault = lambda method, path, n: "lost" if path.endswith("/runs") and n == 2 else None
     async with opens() as migration:
         assert (await migration.execute()).id == "run-1"
@@ -58,7 +56,7 @@ async def test_an_execution_is_not_repeated_while_nothing_can_be_read(opens: Ope
 
 
 async def test_a_lost_execution_that_blocked_is_not_repeated(opens: Opens, account: Account) -> None:
-    await generated(opens)
+    await generate_in_another_session(opens)
     account.steps["execute"] = [(0.1, blocked(QUESTION))]
 
     def fault(method: str, path: str, n: int) -> object:
@@ -86,7 +84,7 @@ async def test_a_start_that_is_accepted_without_an_id_is_looked_up(opens: Opens,
     assert account.starts() == ["generate"]
 
 
-async def test_a_lost_start_is_found_without_a_thread(opens: Opens, account: Account) -> None:
+async def test_a_lost_start_is_found_if_the_thread_cannot_be_read(opens: Opens, account: Account) -> None:
     def fault(method: str, path: str, n: int) -> object:
         if path.endswith("/thread"):
             return 404
@@ -153,7 +151,7 @@ async def test_a_lost_execution_whose_preview_is_gone_is_found_once_the_log_is_s
     assert account.starts() == ["generate", "execute"]
 
 
-async def test_a_lost_execution_with_a_run_of_its_own_is_found_behind_the_run_of_its_preview(
+async def test_a_lost_execution_with_a_separate_run_is_found_after_the_run_of_its_preview(
     opens: Opens, account: Account
 ) -> None:
     def start(body: Json, query: object) -> Reply:

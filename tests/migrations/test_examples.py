@@ -1,4 +1,4 @@
-"""The examples in the docstrings of this generation run as they are."""
+"""The examples in the docstrings of this generation run unchanged."""
 
 from pathlib import Path
 

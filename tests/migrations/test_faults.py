@@ -1,4 +1,4 @@
-"""Every request of a migration meets every fault once: the migration completes, and nothing happens twice."""
+"""Each fault occurs once in each request of a migration: the migration completes, and nothing happens twice."""
 
 from pathlib import Path
 

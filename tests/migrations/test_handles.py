@@ -1,4 +1,4 @@
-"""The catalogue, and what each handle sends and returns."""
+"""The catalogue, and the requests and results of each handle."""
 
 import json
 
@@ -32,7 +32,7 @@ def sent(account: Account, method: str, path: str) -> list[object]:
 # Create
 
 
-async def test_an_existing_migration_says_how_it_differs(account: Account) -> None:
+async def test_an_existing_migration_lists_its_differences(account: Account) -> None:
     async with session(account) as opened:
         create = opened.migrations.create
         new = await create(name="Acme", source="HubSpot", external_id="acme")
@@ -90,7 +90,7 @@ async def test_a_lost_rename_is_confirmed_under_the_new_name(account: Account) -
         assert (await opened.migrations.update_source("Old", name="New")).auth_url == "https://new"
 
 
-async def test_an_update_of_a_template_loses_no_rule(account: Account) -> None:
+async def test_an_update_of_a_template_keeps_its_rules(account: Account) -> None:
     account.template = {"slug": "contacts", "name": "Contacts", "columns": COLUMNS}
     async with session(account) as opened:
         template = await opened.migrations.template("contacts")
@@ -130,7 +130,7 @@ async def test_wrong_columns_are_refused_before_a_request(
 # Knowledge
 
 
-async def test_knowledge_is_merged_with_what_the_agent_wrote_meanwhile(
+async def test_an_update_of_knowledge_keeps_concurrent_changes_of_the_agent(
     opens: Opens, account: Account
 ) -> None:
     account.text = {"knowledge": "Agent: one", "updated_at": "t1"}
@@ -191,7 +191,7 @@ async def test_a_connection_is_saved_without_showing_its_secrets(
 # Log and preview
 
 
-async def test_the_log_comes_as_json_and_as_markdown(opens: Opens, account: Account) -> None:
+async def test_the_log_is_read_as_json_and_as_markdown(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
         log = await migration.log()
@@ -218,7 +218,7 @@ async def test_invalid_cells_of_any_shape_are_counted(
         assert (await migration.preview(fields=["A"])).invalid_cells == count
 
 
-async def test_a_preview_that_comes_late_is_found(opens: Opens, account: Account) -> None:
+async def test_a_late_preview_is_found(opens: Opens, account: Account) -> None:
     account.fault = lambda method, path, n: 404 if path.endswith("/preview") and n < 3 else None
     async with opens() as migration:
         assert await (await migration.generate()).wait()

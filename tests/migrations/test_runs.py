@@ -1,4 +1,4 @@
-"""Runs: each operation ends with its own end, and nothing happens twice."""
+"""Runs: each operation ends with its own result, and no operation happens twice."""
 
 import asyncio
 from functools import partial
@@ -46,7 +46,7 @@ async def test_generate_ends_with_a_preview_and_execute_with_a_report(opens: Ope
 @pytest.mark.parametrize("lag", [0.0, 25.0])
 @pytest.mark.parametrize("kind", ["update", "clarify", "execute"])
 @pytest.mark.parametrize("seconds", [2.0, 60.0])
-async def test_an_old_end_is_not_taken_for_the_end_of_the_new_operation(
+async def test_the_end_of_an_old_operation_does_not_end_a_new_operation(
     kind: str, lag: float, stream: bool, seconds: float, opens: Opens, account: Account
 ) -> None:
     account.lag = lag
@@ -66,7 +66,7 @@ async def test_an_old_end_is_not_taken_for_the_end_of_the_new_operation(
         assert isinstance(result, Report if kind == "execute" else Preview)
 
 
-async def test_an_old_end_under_the_new_id_of_an_execution_is_not_its_end(
+async def test_an_old_end_under_a_new_run_id_does_not_end_an_execution(
     opens: Opens, account: Account
 ) -> None:
     def start(body: Json, query: object) -> Reply:
@@ -141,7 +141,8 @@ async def test_under_the_limits_by_class_a_lost_start_happens_once(
         report = await (await migration.execute()).wait()
     assert isinstance(report, Report)
     assert account.starts() == ["generate", "execute"]
-    hours = 2 if (kind, fault) == ("generate", "vanished") else 1  # the second `generate` waits for its hour
+    # The second `generate` waits for the next hour.
+    hours = 2 if (kind, fault) == ("generate", "vanished") else 1
     assert account.now < hours * 3600.0 + 600.0
 
 
@@ -157,10 +158,10 @@ async def test_a_lost_generate_that_blocked_is_found_by_a_refused_repeat(
     assert account.starts() == ["generate"]
 
 
-async def test_what_cannot_be_determined_is_reported(opens: Opens, account: Account) -> None:
+async def test_a_start_that_cannot_be_verified_raises_unknown_outcome(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
-        started = lambda: account.count("POST", "/runs") == 2  # noqa: E731 - asked at each request
+        started = lambda: account.count("POST", "/runs") == 2  # noqa: E731 - evaluated at each request
         account.fault = lambda method, path, n: (
             "lost" if path.endswith("/runs") else 503 if started() and method == "GET" else None
         )
@@ -169,13 +170,13 @@ async def test_what_cannot_be_determined_is_reported(opens: Opens, account: Acco
     assert account.starts() == ["generate", "execute"]
 
 
-async def test_another_process_finds_a_start_or_its_absence(opens: Opens, account: Account) -> None:
+async def test_another_process_determines_whether_a_start_happened(opens: Opens, account: Account) -> None:
     points = []
 
     async def noted(point: StartPoint) -> None:
         points.append(
             msgspec.json.decode(msgspec.json.encode(point), type=StartPoint)
-        )  # as a journal keeps it
+        )  # as stored in a journal
 
     async with opens() as migration:
         await (await migration.generate()).wait()
@@ -217,7 +218,9 @@ async def test_an_answer_is_sent_once(fault: object, lag: float, opens: Opens, a
     assert account.starts() == ["generate"]
 
 
-async def test_an_old_block_stays_old_while_the_thread_is_read(opens: Opens, account: Account) -> None:
+async def test_an_answered_block_is_not_returned_again_if_the_thread_cannot_be_read(
+    opens: Opens, account: Account
+) -> None:
     account.lag = 25.0
     account.steps["generate"] = [(30.0, BLOCKED)]
     async with opens() as migration:
@@ -228,21 +231,19 @@ async def test_an_old_block_stays_old_while_the_thread_is_read(opens: Opens, acc
         assert isinstance(await run.wait(), Preview)
 
 
-async def test_late_events_do_not_show_that_an_answer_was_accepted(opens: Opens, account: Account) -> None:
+async def test_a_late_event_does_not_confirm_a_failed_answer(opens: Opens, account: Account) -> None:
     account.steps["generate"] = [(30.0, BLOCKED)]
     account.fault = lambda method, path, n: 500 if path.endswith("/messages") and n == 1 else None
     async with opens() as migration:
         run = await migration.generate()
         await run.wait()
-        account.tell(account.now + 5.0, "request_input", [QUESTION])
+        account.add_event(account.now + 5.0, "request_input", [QUESTION])
         await run.answer({"q1": "a"})
         assert isinstance(await run.wait(), Preview)
     assert account.answered == 1
 
 
-async def test_an_old_block_does_not_count_after_the_log_lists_the_end(
-    opens: Opens, account: Account
-) -> None:
+async def test_a_stale_block_is_ignored_once_the_log_lists_the_end(opens: Opens, account: Account) -> None:
     account.steps["execute"] = [(10.0, BLOCKED)]
     account.steps["answer"] = [(2.0, {"status": "completed", "report": REPORT})]
     async with opens() as migration:
@@ -255,7 +256,7 @@ async def test_an_old_block_does_not_count_after_the_log_lists_the_end(
         assert isinstance(await run.wait(), Report)
 
 
-async def test_the_same_question_again_is_shown_to_a_person(opens: Opens, account: Account) -> None:
+async def test_a_repeated_question_is_marked_as_asked_again(opens: Opens, account: Account) -> None:
     account.steps["generate"] = account.steps["answer"] = [(30.0, BLOCKED)]
     async with opens() as migration:
         run = await migration.generate()
@@ -315,7 +316,7 @@ async def test_credentials_are_submitted_and_never_shown(
     assert "s3cr3t-token" not in caplog.text
 
 
-async def test_cancel_frees_the_run_and_an_ended_run_stays_as_it_is(opens: Opens, account: Account) -> None:
+async def test_cancel_ends_a_run_and_does_not_change_an_ended_run(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         run = await migration.generate()
         waiting = asyncio.create_task(run.wait())
@@ -361,7 +362,9 @@ async def test_a_second_operation_of_a_kind_also_happens_once(
     assert account.starts() == ["generate", kind, kind]
 
 
-async def test_a_start_that_is_never_processed_is_sent_three_times(opens: Opens, account: Account) -> None:
+async def test_a_start_that_is_never_processed_is_sent_only_three_times(
+    opens: Opens, account: Account
+) -> None:
     account.fault = lambda method, path, n: 503 if path.endswith("/runs") else None
     async with opens() as migration:
         with pytest.raises(ServerError, match="503"):
@@ -369,7 +372,7 @@ async def test_a_start_that_is_never_processed_is_sent_three_times(opens: Opens,
     assert account.count("POST", "/runs") == 3
 
 
-async def test_an_agent_that_is_not_listening_yet_is_asked_again(opens: Opens, account: Account) -> None:
+async def test_an_answer_is_sent_again_until_the_agent_accepts_it(opens: Opens, account: Account) -> None:
     account.steps["generate"] = [(30.0, BLOCKED)]
     account.fault = lambda method, path, n: 409 if path.endswith("/messages") and n < 4 else None
     async with opens() as migration:
@@ -380,7 +383,7 @@ async def test_an_agent_that_is_not_listening_yet_is_asked_again(opens: Opens, a
     assert account.count("POST", "/messages") == 4
 
 
-async def test_a_migration_that_was_just_created_may_be_unknown(opens: Opens, account: Account) -> None:
+async def test_a_404_for_a_new_migration_is_retried(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         begun = account.now
         account.fault = lambda method, path, n: 404 if account.now < begun + 20 else None
@@ -402,14 +405,16 @@ async def test_a_403_says_whether_reads_still_work(
             await migration.generate()
 
 
-async def test_what_others_did_while_a_start_waited_is_not_the_start(opens: Opens, account: Account) -> None:
+async def test_events_of_others_during_a_refused_start_do_not_confirm_it(
+    opens: Opens, account: Account
+) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
 
         def busy(method: str, path: str, n: int) -> object:
             if not path.endswith("/runs") or n > 2:
                 return None
-            account.tell(account.now + 0.2, "message", {"text": "somebody else wrote this"})
+            account.add_event(account.now + 0.2, "message", {"text": "somebody else wrote this"})
             return 429
 
         account.fault = busy
@@ -431,9 +436,9 @@ async def test_a_short_second_execute_does_not_end_with_the_report_of_the_first(
     assert report.inserted == 9
 
 
-@pytest.mark.parametrize("tells", [True, False])
-async def test_a_cancel_that_counts_in_an_hourly_class_waits_for_it(
-    tells: bool, opens: Opens, account: Account
+@pytest.mark.parametrize("sends_retry_after", [True, False])
+async def test_a_cancel_over_an_hourly_limit_waits_for_the_limit(
+    sends_retry_after: bool, opens: Opens, account: Account
 ) -> None:
     refused: list[float] = []
 
@@ -441,7 +446,7 @@ async def test_a_cancel_that_counts_in_an_hourly_class_waits_for_it(
         left = 3600.0 - (account.now - refused[-1] if refused else 0.0)
         if not refused or left > 0.0:  # a refused request counts
             refused.append(account.now)
-            return Reply(429, {"error": "too many"}, {"Retry-After": "3600"} if tells else {})
+            return Reply(429, {"error": "too many"}, {"Retry-After": "3600"} if sends_retry_after else {})
         account.enter(account.now, {"status": "canceled"})
         return account.read("run-1")
 
@@ -451,4 +456,4 @@ async def test_a_cancel_that_counts_in_an_hourly_class_waits_for_it(
         run = await migration.generate()
         assert (await run.cancel()).status == "canceled"
         assert (await run.read()).status == "canceled"
-    assert len(refused) <= (1 if tells else 13)
+    assert len(refused) <= (1 if sends_retry_after else 13)

@@ -1,4 +1,4 @@
-"""Where the contract is silent: the client on a scripted server. `test_readings.py` has the table of all readings."""
+"""Open points of the contract, by number: the client on a scripted server. See the table in `test_readings.py`."""
 
 import asyncio
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.looptime
 RUNS = "/migrations/m1/runs"
 
 
-async def test_3_execute_may_answer_another_run_id(opens: Opens, account: Account) -> None:
+async def test_3_execute_may_return_another_run_id(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await (await migration.generate()).wait()
         account.run_id = "run-2"
@@ -26,14 +26,14 @@ async def test_3_execute_may_answer_another_run_id(opens: Opens, account: Accoun
 
 @pytest.mark.parametrize("status", ["completed", "awaiting_approval"])
 @pytest.mark.parametrize("lag", [0.0, 20.0])
-async def test_4_execute_starts_from_both_ends_of_a_clarify(
+async def test_4_execute_starts_after_either_final_status_of_a_clarify(
     status: str, lag: float, opens: Opens, account: Account
 ) -> None:
     account.lag, account.steps["clarify"] = lag, [(15.0, {"status": status})]
     async with opens() as migration:
         await (await migration.generate()).wait()
         run = await migration.clarify("Why?")
-        account.tell(account.now + 10, "message", {"text": "Because"})
+        account.add_event(account.now + 10, "message", {"text": "Because"})
         assert isinstance(await run.wait(), Preview)
         assert await run.messages() == "Because"
         assert isinstance(await (await migration.execute()).wait(), Report)
@@ -70,7 +70,7 @@ async def test_7_a_block_for_an_unknown_reason_is_shown_and_can_be_canceled(
         assert (await run.cancel()).status == "canceled"
 
 
-async def test_8_a_blocked_run_may_be_swept(opens: Opens, account: Account) -> None:
+async def test_8_a_blocked_run_fails_if_the_server_ends_it(opens: Opens, account: Account) -> None:
     blocked = {"status": "blocked", "questions": [QUESTION]}
     account.steps["generate"] = [(30.0, blocked), (7200.0, {"status": "failed", "error": "Import timed out"})]
     async with opens() as migration:
@@ -80,7 +80,7 @@ async def test_8_a_blocked_run_may_be_swept(opens: Opens, account: Account) -> N
             await run.wait(through_parks=True)
 
 
-async def test_11_changed_names_are_matched_by_position(opens: Opens, account: Account) -> None:
+async def test_11_files_with_changed_names_are_matched_by_position(opens: Opens, account: Account) -> None:
     def urls(body: dict[str, list[dict[str, str]]], query: object) -> Reply:
         names = [each["name"].replace(" ", "_") for each in body["files"]]
         url = "https://storage.test/p/{}"
@@ -112,7 +112,7 @@ async def test_12_a_run_may_be_unknown_for_some_seconds(kind: str, opens: Opens,
         assert await run.wait(stream=False)
 
 
-async def test_15_unknown_values_are_no_errors(opens: Opens, account: Account) -> None:
+async def test_15_unknown_values_are_accepted(opens: Opens, account: Account) -> None:
     account.steps["execute"] = [
         (20.0, {"status": "reticulating", "message": 7}),
         (
@@ -134,7 +134,7 @@ async def test_15_unknown_values_are_no_errors(opens: Opens, account: Account) -
     assert (report.inserted, report.coverage) == (3, [1])
 
 
-async def test_17_canceled_may_come_later_than_the_answer(opens: Opens, account: Account) -> None:
+async def test_17_cancel_waits_until_the_run_is_canceled(opens: Opens, account: Account) -> None:
     def cancel(body: dict[str, str], query: object) -> Reply:
         assert body == {"status": "cancel_requested"}
         account.timeline = [(account.now + 25, {"status": "canceled"}), *account.timeline[:1]]
@@ -158,7 +158,7 @@ async def test_17_a_cancel_of_an_ended_run_returns_its_end(opens: Opens, account
         assert (await run.cancel()).status == "awaiting_approval"
 
 
-async def test_18_a_delete_of_no_connection_is_no_error(opens: Opens) -> None:
+async def test_18_deleting_a_missing_connection_is_not_an_error(opens: Opens) -> None:
     async with opens() as migration:
         assert await migration.connection.delete("salesforce") is False
 
@@ -172,7 +172,7 @@ async def test_19_a_bare_409_is_a_conflict(opens: Opens, account: Account) -> No
 
 
 @pytest.mark.parametrize("link", ["/files/x", "files/x", "https://api.test/files/x"])
-async def test_20_a_link_may_be_relative_and_gets_no_key(
+async def test_20_a_link_may_be_relative_and_is_requested_without_the_key(
     link: str, opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     jobs = "/migrations/m1/exports"
@@ -190,7 +190,7 @@ async def test_20_a_link_may_be_relative_and_gets_no_key(
 
 
 @pytest.mark.parametrize("body", [b"<html>proxy</html>", b"", b"{}", b'{"error":{"code":1}}'])
-async def test_21_the_status_of_an_error_decides(body: bytes, opens: Opens, account: Account) -> None:
+async def test_21_an_error_is_classified_by_its_status(body: bytes, opens: Opens, account: Account) -> None:
     account.routes["POST", RUNS] = lambda _, query: Reply(400, body, {"Content-Type": "text/html"})
     async with opens() as migration:
         with pytest.raises(BadRequest):
@@ -198,7 +198,7 @@ async def test_21_the_status_of_an_error_decides(body: bytes, opens: Opens, acco
 
 
 @pytest.mark.parametrize("at", [0.5 * step for step in range(60)])
-async def test_a_cancelled_workflow_leaves_nothing_behind(at: float, opens: Opens, account: Account) -> None:
+async def test_a_cancelled_workflow_leaves_no_task(at: float, opens: Opens, account: Account) -> None:
     account.steps["generate"] = [(5.0, {"status": "blocked", "questions": [QUESTION]})]
     account.steps["answer"] = [(5.0, {"status": "awaiting_approval"})]
 

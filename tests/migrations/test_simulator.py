@@ -1,4 +1,4 @@
-"""What a user's own tests get for this generation: a simulated account, a session with it, and the fixtures."""
+"""Support for users' tests with this generation: a simulated account, a session with it, and the fixtures."""
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -17,7 +17,7 @@ CONTACTS = b"E-mail,Given Name,Surname,Phone\r\na@x.org,Ada,L,1\r\nb@x.org,Bob,M
 
 
 async def onboard(session: Session, external_id: str) -> Migration:
-    """Stand for the first half of a user's service."""
+    """Create a migration and upload its file, as a user's service does."""
     migration = await session.migrations.create(name=external_id, source="HubSpot", external_id=external_id)
     await migration.upload(CONTACTS, name="contacts.csv")
     return migration
@@ -39,7 +39,7 @@ async def test_a_customer_goes_from_upload_to_download(tmp_path: Path) -> None:
     assert simulator.ledger.requests["POST /migrations"] == 1
 
 
-async def test_scripts_ask_and_fail() -> None:
+async def test_scripts_ask_questions_and_make_runs_fail() -> None:
     simulator = Simulator(
         api="migrations",
         customers={
@@ -69,7 +69,7 @@ async def test_scripts_ask_and_fail() -> None:
         assert isinstance(await (await migration.execute()).wait(), Questions)
 
 
-async def test_the_documented_limits_cost_hours(looptime: float) -> None:
+async def test_the_documented_limits_make_three_migrations_take_two_hours(looptime: float) -> None:
     simulator = Simulator(api="migrations", limits="by-class")
     async with simulator.session() as session:
         for name in ("a", "b", "c"):
@@ -84,7 +84,7 @@ async def test_the_documented_limits_cost_hours(looptime: float) -> None:
     variants=Variants(limits="per-minute", lag=5.0),
     pace=RunDurations(base=500.0),
 )
-async def test_the_marker_says_how_the_account_behaves(
+async def test_the_marker_configures_the_account(
     asyncmig_simulator: Simulator[World], asyncmig_session: Session, looptime: float
 ) -> None:
     async with asyncmig_session as session:
@@ -125,6 +125,6 @@ async def test_the_same_account_is_served_on_loopback(served: Session) -> None:
     ],
     ids=lambda each: each if isinstance(each, str) else ",".join(each),
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, object], name: str) -> None:
+def test_an_invalid_option_is_refused(options: dict[str, object], name: str) -> None:
     with pytest.raises(InvalidInput, match=name):
         Simulator(**{"api": "migrations", **options})  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""The thread: one stream for all, reconnected after the last sequence, whatever the server's stream does."""
+"""The thread: all iterations share one stream, which reconnects after the last sequence under any failure."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -24,8 +24,8 @@ async def test_the_iteration_ends_with_the_run(first: int, opens: Opens, account
     account.first_sequence = first
     async with opens() as migration:
         run = await migration.generate()
-        account.tell(account.now + 5, "message", {"text": "Read"})
-        account.tell(account.now + 9, "message", "ing")
+        account.add_event(account.now + 5, "message", {"text": "Read"})
+        account.add_event(account.now + 9, "message", "ing")
         events = [event async for event in migration.thread()]
         assert await migration.events(after=first) == events[1:]
         assert await run.messages() == "Reading"
@@ -54,13 +54,13 @@ def failing(account: Account) -> Callable[[], AsyncIterator[bytes]]:
     return stream
 
 
-async def listed(migration: Migration) -> list[Event]:
+async def all_events(migration: Migration) -> list[Event]:
     return [event async for event in migration.thread()]
 
 
 @pytest.mark.parametrize("kind", [early_done, cut, failing, "404", "lost", "500", "429"])
 @pytest.mark.parametrize("times", [1, 5, 1000])
-async def test_a_wait_and_an_iteration_survive_every_stream(
+async def test_a_wait_and_an_iteration_survive_failures_of_the_stream(
     kind: object, times: int, opens: Opens, account: Account
 ) -> None:
     seen = 0
@@ -80,7 +80,7 @@ async def test_a_wait_and_an_iteration_survive_every_stream(
         account.fault = lambda method, path, n: fault if path == STREAM and n <= times else None
     async with opens() as migration:
         run = await migration.generate()
-        iteration = asyncio.create_task(listed(migration))
+        iteration = asyncio.create_task(all_events(migration))
         assert isinstance(await run.wait(), Preview)
         ended = account.now
         async with asyncio.timeout(120.0):
@@ -89,15 +89,15 @@ async def test_a_wait_and_an_iteration_survive_every_stream(
     assert seen < 12
 
 
-async def test_error_events_of_the_thread_are_events(opens: Opens, account: Account) -> None:
+async def test_error_events_of_the_thread_are_yielded(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await migration.generate()
-        account.tell(account.now + 5, "error", {"message": "one file could not be read"})
+        account.add_event(account.now + 5, "error", {"message": "one file could not be read"})
         events = [event async for event in migration.thread()]
     assert [event.text for event in events if event.type == "error"] == ["one file could not be read"]
 
 
-async def test_a_snapshot_with_duplicates_in_another_order_has_each_event_once_in_order(
+async def test_unordered_events_with_duplicates_are_sorted_and_returned_once(
     opens: Opens, account: Account
 ) -> None:
     def shuffled(body: object, query: dict[str, str]) -> Reply:
@@ -109,16 +109,16 @@ async def test_a_snapshot_with_duplicates_in_another_order_has_each_event_once_i
     async with opens() as migration:
         await migration.generate()
         for second in range(5):
-            account.tell(account.now + second, "message", {"text": str(second)})
+            account.add_event(account.now + second, "message", {"text": str(second)})
         await asyncio.sleep(6)
         assert [event.text for event in await migration.events() if event.type == "message"] == [*"01234"]
 
 
-async def test_iterations_share_one_stream_and_each_gets_all(opens: Opens, account: Account) -> None:
+async def test_iterations_share_one_stream_and_each_yields_all_events(opens: Opens, account: Account) -> None:
     async with opens() as migration:
         await migration.generate()
         for second in range(30):
-            account.tell(account.now + second, "message", {"text": str(second)})
+            account.add_event(account.now + second, "message", {"text": str(second)})
 
         async def texts(delay: float, after: int) -> list[str]:
             await asyncio.sleep(delay)
@@ -137,7 +137,7 @@ async def test_polls_are_frequent_again_after_a_wait_that_shared_the_stream_was_
     account.steps["generate"] = [(300.0, {"status": "awaiting_approval"})]
     async with opens() as migration:
         run = await migration.generate()
-        iteration = asyncio.create_task(listed(migration))
+        iteration = asyncio.create_task(all_events(migration))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(100.0):
                 await run.wait()
@@ -149,9 +149,7 @@ async def test_polls_are_frequent_again_after_a_wait_that_shared_the_stream_was_
     assert account.count("GET", "/thread/stream") == 1
 
 
-async def test_a_stream_that_stays_open_while_blocked_ends_with_its_listener(
-    opens: Opens, account: Account
-) -> None:
+async def test_an_open_stream_is_closed_with_its_only_iteration(opens: Opens, account: Account) -> None:
     account.stream_ends = False
     async with opens() as migration:
         await migration.generate()
@@ -164,7 +162,7 @@ async def test_a_stream_that_stays_open_while_blocked_ends_with_its_listener(
             await migration.events(include="nothing")  # type: ignore[arg-type]
 
 
-async def test_an_iteration_that_nobody_closes_ends_with_the_session(opens: Opens, account: Account) -> None:
+async def test_an_unclosed_iteration_ends_with_the_session(opens: Opens, account: Account) -> None:
     account.stream_ends = False
     async with opens() as migration:
         await migration.generate()
@@ -186,7 +184,7 @@ async def test_a_refused_key_ends_the_iteration(opens: Opens, account: Account) 
             _ = [event async for event in migration.thread()]
 
 
-async def test_request_input_is_read_in_every_shape() -> None:
+async def test_request_input_is_read_in_each_shape() -> None:
     question = {"id": "q1", "question": "Which?"}
     shapes = [
         [question],

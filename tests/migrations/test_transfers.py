@@ -1,4 +1,4 @@
-"""Uploads and downloads: nothing doubles, nothing is cut short unnoticed, flagged rows are named."""
+"""Uploads and downloads: no duplicate files, no undetected truncation, and flagged rows are reported."""
 
 import asyncio
 import io
@@ -37,7 +37,7 @@ async def test_sixty_files_take_three_requests_for_urls(opens: Opens, account: A
     assert {headers["Content-Type"] for headers in puts} == {"text/csv"}
 
 
-async def test_what_is_there_is_not_sent_again(opens: Opens, account: Account) -> None:
+async def test_a_file_that_the_server_has_is_not_sent_again(opens: Opens, account: Account) -> None:
     account.files = [{"name": "My File.csv", "storage_path": "p/1", "size": "4"}]
     async with opens() as migration:
         known, new = await migration.upload_all([("my_file.csv", b"a\n1\n"), ("deals.csv", b"b\n1\n")])
@@ -46,7 +46,7 @@ async def test_what_is_there_is_not_sent_again(opens: Opens, account: Account) -
 
 
 @pytest.mark.parametrize("fault", ["lost", "vanished", 500, 403])
-async def test_a_failed_put_neither_doubles_nor_loses_a_file(
+async def test_a_failed_put_neither_duplicates_nor_loses_a_file(
     fault: object, opens: Opens, account: Account
 ) -> None:
     account.fault = lambda method, path, n: fault if method == "PUT" and len(puts(account)) == 1 else None
@@ -87,7 +87,7 @@ async def test_too_many_files_are_refused_before_any_request(
     assert len(account.sent) == before
 
 
-async def test_files_that_are_there_count_towards_the_limit(opens: Opens, account: Account) -> None:
+async def test_existing_files_count_towards_the_limit(opens: Opens, account: Account) -> None:
     account.files = [{"name": f"{n}.docx", "storage_path": f"p/{n}", "size": 1} for n in range(5)]
     async with opens() as migration:
         with pytest.raises(InvalidInput, match="5 PDF or Word"):
@@ -109,7 +109,7 @@ async def test_files_that_are_there_count_towards_the_limit(opens: Opens, accoun
         ("ignored", True, None, "unknown", [2, 1]),
     ],
 )
-async def test_rows_with_bad_cells_are_named(
+async def test_a_download_reports_whether_it_has_flagged_rows(
     filters: str,
     bad: bool,
     report: Report | None,
@@ -141,7 +141,7 @@ async def test_without_a_total_a_filtered_file_is_not_verified(
 
 
 @pytest.mark.parametrize("total", [True, False])
-async def test_a_body_that_was_cut_short_is_fetched_again(
+async def test_a_truncated_body_is_fetched_again(
     total: bool, opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     account.total = total
@@ -158,7 +158,7 @@ async def test_a_body_that_was_cut_short_is_fetched_again(
     assert (files[0].rows, len(calls)) == (2, 3)
 
 
-async def test_a_body_whose_last_cell_was_cut_short_is_fetched_again(
+async def test_a_body_with_a_truncated_last_cell_is_fetched_again(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     whole = account.sheets["contacts"]
@@ -171,9 +171,9 @@ async def test_a_body_whose_last_cell_was_cut_short_is_fetched_again(
         await migration.download(to=tmp_path, sheets=["contacts"])
         assert (tmp_path / "Contacts.csv").read_bytes() == whole.encode()
         await migration.download(to=tmp_path, sheets=["contacts"])
-        await migration.download(to=tmp_path, sheets=["contacts"])  # a server that ends no last line
+        await migration.download(to=tmp_path, sheets=["contacts"])  # the server does not end the last line
         assert account.count("GET", "contacts.csv") == 5
-        await migration.download(to=tmp_path, sheets=["contacts"])  # it does, after all
+        await migration.download(to=tmp_path, sheets=["contacts"])  # the server ends the last line now
         await migration.download(to=tmp_path, sheets=["contacts"])
     assert (tmp_path / "Contacts.csv").read_bytes() == whole.encode()
     assert account.count("GET", "contacts.csv") == 8
@@ -191,7 +191,7 @@ async def test_a_body_without_a_header_is_fetched_again(
     assert (files[0].rows, files[0].size) == (0, 12)
 
 
-async def test_a_body_that_breaks_off_is_fetched_again(
+async def test_a_body_is_fetched_again_after_a_lost_connection(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     account.fault = lambda method, path, n: "cut" if path.endswith("contacts.csv") and n == 1 else None
@@ -200,7 +200,7 @@ async def test_a_body_that_breaks_off_is_fetched_again(
     assert account.count("GET", "contacts.csv") == 2
 
 
-async def test_a_sheet_that_is_empty_before_the_import_has_arrived_is_not_accepted(
+async def test_an_empty_sheet_is_refused_if_rows_were_reported(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     account.sheets["contacts"] = "Name,Email\r\n"
@@ -218,7 +218,9 @@ async def test_a_sheet_without_rows_may_be_missing(opens: Opens, account: Accoun
     assert [file.slug for file in files] == ["contacts"]
 
 
-async def test_an_unknown_field_is_refused_at_once(opens: Opens, account: Account, tmp_path: Path) -> None:
+async def test_an_unknown_field_raises_bad_request_without_a_retry(
+    opens: Opens, account: Account, tmp_path: Path
+) -> None:
     account.routes["GET", "/migrations/m1/exports/contacts.csv"] = lambda body, query: Reply(
         400, {"error": f"unknown_field: {query['fields']}"}
     )
@@ -261,7 +263,7 @@ class Jobs:
         return Reply(200, self.content)
 
 
-async def test_a_sheet_that_is_refused_comes_through_an_export_job(
+async def test_a_sheet_that_is_refused_directly_is_downloaded_by_an_export_job(
     opens: Opens, account: Account, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs = Jobs(account)
@@ -327,7 +329,7 @@ async def test_a_zip_of_all_sheets_is_checked(opens: Opens, account: Account, tm
     assert [path.name for path in tmp_path.iterdir()] == ["all.zip"]
 
 
-async def test_a_lost_start_of_an_export_is_waited_for(
+async def test_an_export_job_starts_after_the_end_of_a_lost_one(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     jobs = Jobs(account)
@@ -358,7 +360,7 @@ async def test_lost_starts_of_exports_are_repeated_for_a_sheet(
     assert [file.rows for file in files] == [2]
 
 
-async def test_a_migration_opened_by_its_id_learns_its_sheets_from_the_preview(
+async def test_a_migration_opened_by_its_id_finds_its_sheets_in_the_preview(
     opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     async with opens() as migration:
@@ -370,24 +372,24 @@ async def test_a_migration_opened_by_its_id_learns_its_sheets_from_the_preview(
         assert [file.path for file in only] == [str(tmp_path / "Deals.csv")]
 
 
-@pytest.mark.parametrize("knows", ["report", "log", "templates", "nothing"])
-async def test_without_a_preview_it_learns_its_sheets_from_its_execution(
-    knows: str, opens: Opens, account: Account, tmp_path: Path
+@pytest.mark.parametrize("known_from", ["report", "log", "templates", "nothing"])
+async def test_a_migration_without_a_preview_finds_its_sheets_by_its_execution(
+    known_from: str, opens: Opens, account: Account, tmp_path: Path
 ) -> None:
     templates = [{"slug": slug, "name": slug.title(), "columns": []} for slug in ("contacts", "deals", "old")]
-    if knows == "templates":  # a report without names, and a log that is not available
+    if known_from == "templates":  # a report without names, and a log that is not available
         del templates[2]
         account.fault = lambda method, path, _: 503 if path.endswith("/log") else None
     account.routes["GET", "/templates"] = lambda *_: Reply(200, {"templates": templates})
     account.routes["GET", "/migrations/m1/preview"] = lambda *_: Reply(404, {"error": "no preview"})
     outcome = {"ok": True, "per_sheet": [{"sheet": "Contacts", "rows": 2}, {"sheet": "Deals", "rows": 1}]}
     runs = [{"run_id": "run-1", "kind": "execute", "status": "completed", "outcome": outcome}]
-    found = {"status": "completed", "runs": runs if knows == "log" else []}
+    found = {"status": "completed", "runs": runs if known_from == "log" else []}
     account.routes["GET", "/migrations/m1/log"] = lambda *_: Reply(200, found)
-    report = {"report": CLEAN, "templates": Report(inserted=3)}.get(knows)
+    report = {"report": CLEAN, "templates": Report(inserted=3)}.get(known_from)
     async with opens() as migration:
         opened = type(migration)(migration._context, "m1")
-        if knows == "nothing":
+        if known_from == "nothing":
             with pytest.raises(NotFound, match="no preview"):
                 await opened.download(to=tmp_path)
             return

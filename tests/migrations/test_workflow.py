@@ -67,7 +67,7 @@ class Customer:
             )
 
     def done(self) -> list[str]:
-        """The operations that the server has accepted."""
+        """Return the operations that the server has accepted."""
         return [kind for kind, _ in self.simulator.world.migration("acme").accepted]
 
 
@@ -79,7 +79,7 @@ async def test_a_customer_may_have_no_source(tmp_path: Path) -> None:
     assert customer.simulator.world.migration("acme").source is None
 
 
-async def test_a_customer_goes_from_files_to_files(tmp_path: Path) -> None:
+async def test_a_customer_is_delivered_once_from_files_to_files(tmp_path: Path) -> None:
     customer = Customer(tmp_path)
     outcome = await customer.run(decide="approve")
     assert isinstance(outcome, Delivered), outcome
@@ -109,8 +109,8 @@ async def test_a_preview_parks_until_it_is_approved(tmp_path: Path) -> None:
     assert customer.done() == ["generate", "execute"]
 
 
-async def decided(customer: Customer, decision: Decision) -> str:
-    """Decide about what the journal shows, as a person does."""
+async def decide_as_a_person(customer: Customer, decision: Decision) -> str:
+    """Decide about the parked outcome in the journal, as a person does."""
     state = await customer.journal.state("acme")
     assert state is not None
     parked = generations.read("acme", state).outcome
@@ -139,7 +139,9 @@ WHY = Question(text="Why?", options=("A", "B"), allow_custom=False)
         ("park", CONTACTS, Parked),
     ],
 )
-async def test_the_policies(policy: str, content: str, ends: type[Outcome], tmp_path: Path) -> None:
+async def test_each_policy_has_its_outcome(
+    policy: str, content: str, ends: type[Outcome], tmp_path: Path
+) -> None:
     customer = Customer(tmp_path)
     customer.spec = spec_of(tmp_path / "in", contacts=content)
     outcome = await customer.run(decide=policy)
@@ -177,16 +179,16 @@ async def test_without_rules_a_question_parks_and_a_person_answers_it(kind: str,
     assert isinstance(parked, Parked)
     assert (parked.attention.kind, parked.attention.questions[0].prompt) == ("questions", "Why?")
     with pytest.raises(InvalidInput, match="Answer"):
-        await decided(customer, Approve())
+        await decide_as_a_person(customer, Approve())
     with pytest.raises(InvalidInput, match="no answer"):
-        await decided(customer, Answer({}))
-    assert await decided(customer, Answer({parked.attention.questions[0].id: "A"})) == "sent"
+        await decide_as_a_person(customer, Answer({}))
+    assert await decide_as_a_person(customer, Answer({parked.attention.questions[0].id: "A"})) == "sent"
     assert isinstance(await customer.run(decide="approve"), Delivered)
     assert customer.simulator.answers("acme") == {"Why?": "A"}
     assert customer.done() == ["generate", "execute"]
 
 
-async def test_a_decision_about_something_else_is_not_sent(tmp_path: Path) -> None:
+async def test_a_decision_about_answered_questions_is_not_sent(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers=asking(WHY))
     parked = await customer.run()
     assert isinstance(parked, Parked)
@@ -196,7 +198,10 @@ async def test_a_decision_about_something_else_is_not_sent(tmp_path: Path) -> No
         run = migration.run(parked.ids["run"])
         await run.wait()
         await run.answer({parked.attention.questions[0].id: "B"})
-    assert await decided(customer, Answer({parked.attention.questions[0].id: "A"})) in ("gone", "changed")
+    assert await decide_as_a_person(customer, Answer({parked.attention.questions[0].id: "A"})) in (
+        "gone",
+        "changed",
+    )
     assert customer.simulator.answers("acme") == {"Why?": "B"}
     assert isinstance(await customer.run(decide="approve"), Delivered)
 
@@ -206,13 +211,13 @@ async def test_a_preview_is_changed_and_approved_by_a_person(tmp_path: Path) -> 
     customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "nobody,A,B,1\n")
     first = await customer.run()
     assert isinstance(first, Parked)
-    assert await decided(customer, Change("drop bad rows")) == "recorded"
+    assert await decide_as_a_person(customer, Change("drop bad rows")) == "recorded"
     assert customer.done() == ["generate"]
     second = await customer.run()
     assert isinstance(second, Parked)
     assert second.attention.preview is not None
     assert second.attention.preview.invalid_cells == 0
-    assert await decided(customer, Approve()) == "recorded"
+    assert await decide_as_a_person(customer, Approve()) == "recorded"
     outcome = await customer.run()
     assert isinstance(outcome, Delivered)
     assert (outcome.flagged, customer.done()) == (0, ["generate", "update", "execute"])
@@ -222,8 +227,10 @@ async def test_an_approval_never_applies_to_another_preview(tmp_path: Path) -> N
     customer = Customer(tmp_path)
     customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS + "nobody,A,B,1\n")
     parked = await customer.run()
-    assert await decided(customer, Approve()) == "recorded"
-    async with customer.simulator.session() as session:  # somebody changes the preview in the provider's app
+    assert await decide_as_a_person(customer, Approve()) == "recorded"
+    async with (
+        customer.simulator.session() as session
+    ):  # another user changes the preview in the provider's app
         migration = session.migrations.open(customer.simulator.world.migration("acme").id)
         await (await migration.update("drop bad rows")).wait()
     again = await customer.run()
@@ -237,7 +244,7 @@ async def test_an_approval_applies_to_its_preview_although_each_request_draws_an
 ) -> None:
     customer = Customer(tmp_path, variants=Variants(sample="drawn"))
     assert isinstance(await customer.run(), Parked)
-    assert await decided(customer, Approve()) == "recorded"
+    assert await decide_as_a_person(customer, Approve()) == "recorded"
     assert isinstance(await customer.run(), Delivered)
     assert customer.done() == ["generate", "execute"]
 
@@ -248,7 +255,7 @@ async def test_an_approval_never_applies_to_a_later_generation_with_the_same_row
 ) -> None:
     customer = Customer(tmp_path, variants=Variants(sample=sample))
     parked = await customer.run()
-    assert await decided(customer, Approve()) == "recorded"
+    assert await decide_as_a_person(customer, Approve()) == "recorded"
     async with customer.simulator.session() as session:
         migration = session.migrations.open(customer.simulator.world.migration("acme").id)
         await (await migration.generate()).wait()
@@ -257,7 +264,7 @@ async def test_an_approval_never_applies_to_a_later_generation_with_the_same_row
     assert customer.done() == ["generate", "generate"]
 
 
-async def test_credentials_come_from_a_person_and_are_nowhere(
+async def test_credentials_of_a_person_are_sent_and_never_stored_or_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "s3cr3t-token"
@@ -269,11 +276,11 @@ async def test_credentials_come_from_a_person_and_are_nowhere(
     assert isinstance(parked, Parked)
     assert parked.attention.kind == "credentials"
     assert parked.attention.credentials is not None
-    assert await decided(customer, Credentials({"api_token": "wrong"})) == "sent"
+    assert await decide_as_a_person(customer, Credentials({"api_token": "wrong"})) == "sent"
     parked = await customer.run(decide="approve")
     assert isinstance(parked, Parked)
     assert "rejected" in parked.refused
-    assert await decided(customer, Credentials({"api_token": secret})) == "sent"
+    assert await decide_as_a_person(customer, Credentials({"api_token": secret})) == "sent"
     assert isinstance(await customer.run(decide="approve"), Delivered)
     state = await customer.journal.state("acme")
     events = await customer.journal.events("acme")
@@ -289,7 +296,7 @@ async def test_the_same_question_after_an_accepted_answer_parks(tmp_path: Path) 
     assert isinstance(parked, Parked)
     assert "asks the same again" in parked.refused
     assert isinstance(await customer.run(decide="approve", answers=rules), Parked)
-    assert await decided(customer, Answer({parked.attention.questions[0].id: "B"})) == "sent"
+    assert await decide_as_a_person(customer, Answer({parked.attention.questions[0].id: "B"})) == "sent"
     assert isinstance(await customer.run(decide="approve", answers=rules), Delivered)
 
 
@@ -320,7 +327,7 @@ async def test_a_blocked_execution_is_not_canceled_to_release_its_slot(tmp_path:
     assert customer.done() == ["generate", "execute"]
 
 
-async def test_a_blocked_run_that_a_person_answers_in_time_goes_on(tmp_path: Path) -> None:
+async def test_a_blocked_run_that_a_person_answers_in_time_continues(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers=asking(WHY))
     work = asyncio.create_task(customer.run(decide="approve", cancel_blocked_after=1800.0))
     await asyncio.sleep(600)
@@ -349,7 +356,7 @@ async def test_a_failed_generate_is_repeated_and_an_execution_that_wrote_rows_is
     assert customer.done() == ["generate", "generate", "execute"]
 
 
-async def test_the_account_without_a_plan_stops_every_customer_that_starts_work(tmp_path: Path) -> None:
+async def test_an_account_without_a_plan_leaves_all_customers_pending(tmp_path: Path) -> None:
     simulator = Simulator(api="migrations", seed=7, limits="by-class")
     specs = [spec_of(tmp_path / "in", f"c{number}") for number in range(5)]
     simulator.world.plan = False
@@ -366,7 +373,7 @@ async def test_the_account_without_a_plan_stops_every_customer_that_starts_work(
     assert simulator.ledger.requests["POST /migrations"] == 1
 
 
-async def test_added_files_are_generated_anew_and_changed_ones_are_refused(tmp_path: Path) -> None:
+async def test_added_files_cause_a_new_generate_and_changed_files_are_refused(tmp_path: Path) -> None:
     customer = Customer(tmp_path)
     customer.spec = spec_of(tmp_path / "in", contacts=CONTACTS)
     assert isinstance(await customer.run(), Parked)
@@ -395,7 +402,7 @@ async def test_only_the_added_file_is_uploaded_although_the_server_renames_files
 
 
 @pytest.mark.parametrize("until", ["parked", "delivered"])
-async def test_a_lost_journal_repeats_nothing(until: str, tmp_path: Path) -> None:
+async def test_no_operation_is_repeated_after_the_loss_of_the_journal(until: str, tmp_path: Path) -> None:
     customer = Customer(tmp_path)
     await customer.run(decide="approve" if until == "delivered" else "park")
     customer.journal = MemoryJournal()
@@ -420,7 +427,7 @@ async def test_an_adopted_migration_is_continued(tmp_path: Path) -> None:
     assert customer.done() == ["generate", "execute"]
 
 
-async def test_cancel_ends_the_run_and_the_next_call_begins_anew(tmp_path: Path) -> None:
+async def test_cancel_ends_the_run_and_the_next_call_starts_another(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers=asking(WHY))
     await customer.run()
     async with customer.simulator.session() as session:
@@ -447,7 +454,7 @@ async def test_a_function_decides(tmp_path: Path) -> None:
     assert customer.done() == ["generate", "update", "execute"]
 
 
-async def test_a_function_with_a_wrong_decision_parks(tmp_path: Path) -> None:
+async def test_a_wrong_decision_of_a_function_parks_the_customer(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers=asking(WHY))
 
     async def decide(parked: Parked) -> Decision | None:
@@ -458,7 +465,7 @@ async def test_a_function_with_a_wrong_decision_parks(tmp_path: Path) -> None:
     assert "does not fit" in parked.refused
 
 
-async def test_the_status_and_the_log_of_a_customer(tmp_path: Path) -> None:
+async def test_the_status_and_the_events_describe_a_customer(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers=asking(WHY))
     generation = generations.find("migrations")
     await customer.run(decide="approve")
@@ -480,7 +487,7 @@ async def test_the_status_and_the_log_of_a_customer(tmp_path: Path) -> None:
     assert words["executed"] == "7 rows"
 
 
-async def test_options_and_specs_that_the_generation_lacks(tmp_path: Path) -> None:
+async def test_options_and_fields_that_the_generation_lacks_are_refused(tmp_path: Path) -> None:
     customer = Customer(tmp_path)
     with pytest.raises(InvalidInput, match="export"):
         await customer.run(export="full")
@@ -519,7 +526,7 @@ async def test_notes_are_in_the_journal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", ["same", "renamed", "other-templates"])
-async def test_an_existing_migration_is_ours_and_its_differences_are_notes(
+async def test_an_existing_migration_is_used_and_its_differences_are_notes(
     existing: str, tmp_path: Path
 ) -> None:
     customer = Customer(tmp_path, variants=Variants(existing=existing))
@@ -528,12 +535,14 @@ async def test_an_existing_migration_is_ours_and_its_differences_are_notes(
     assert any("another" in note for note in outcome.notes) is (existing == "renamed")
 
 
-async def test_a_run_that_somebody_else_started_is_waited_for_and_used(tmp_path: Path) -> None:
+async def test_a_run_that_another_client_started_is_awaited_and_used(tmp_path: Path) -> None:
     pace = RunDurations(queued=0.0, base=300.0, per_row=0.0, sigma=0.0)
     customer = Customer(tmp_path, pace=pace)
 
-    async def started(parked: Parked) -> Decision | None:
-        async with customer.simulator.session() as session:  # somebody changes it at the same moment
+    async def update_elsewhere(parked: Parked) -> Decision | None:
+        async with (
+            customer.simulator.session() as session
+        ):  # another client changes the preview at the same time
             await session.migrations.open(parked.ids["migration"]).update("drop bad rows")
         return Approve()
 
@@ -543,7 +552,7 @@ async def test_a_run_that_somebody_else_started_is_waited_for_and_used(tmp_path:
     async def decide(parked: Parked) -> Decision | None:
         assert parked.attention.preview is not None
         seen.append(parked.attention.preview.invalid_cells)
-        return await started(parked) if len(seen) == 1 else Approve()
+        return await update_elsewhere(parked) if len(seen) == 1 else Approve()
 
     outcome = await customer.run(decide=decide)
     assert isinstance(outcome, Delivered)
@@ -564,7 +573,7 @@ async def test_more_files_than_a_run_may_read_are_refused_before_any_request(tmp
     assert not customer.simulator.ledger.entries
 
 
-async def test_a_403_of_a_read_comes_from_a_proxy_and_stops_nobody_else(tmp_path: Path) -> None:
+async def test_a_403_of_a_read_is_an_outage_and_no_refusal_of_the_account(tmp_path: Path) -> None:
     account = Account()
     account.routes["GET", "/sources"] = lambda body, query: Reply(200, {"sources": [{"name": "HubSpot"}]})
     account.fault = lambda method, path, n: (
@@ -583,7 +592,7 @@ async def test_a_403_of_a_read_comes_from_a_proxy_and_stops_nobody_else(tmp_path
     assert isinstance(outcomes[1], Delivered), outcomes[1]
 
 
-async def test_the_preview_is_in_every_folder_that_is_asked_for(tmp_path: Path) -> None:
+async def test_the_preview_is_written_to_each_given_folder(tmp_path: Path) -> None:
     customer = Customer(tmp_path)
     await customer.run()
     customer.out = tmp_path / "elsewhere"
@@ -591,7 +600,7 @@ async def test_the_preview_is_in_every_folder_that_is_asked_for(tmp_path: Path) 
     assert {path.name for path in customer.out.iterdir()} == {"preview.json", "preview.html"}
 
 
-async def test_an_execution_by_another_client_that_failed_is_not_repeated(tmp_path: Path) -> None:
+async def test_a_failed_execution_by_another_client_is_not_repeated(tmp_path: Path) -> None:
     customer = Customer(tmp_path, customers={"acme": Script(fails={"execute": "stopped"})})
     assert isinstance(await customer.run(), Parked)
     async with customer.simulator.session() as session:
@@ -605,7 +614,7 @@ async def test_an_execution_by_another_client_that_failed_is_not_repeated(tmp_pa
     assert customer.done() == ["generate", "execute"]
 
 
-async def test_a_lost_execution_is_found_behind_a_run_of_somebody_else(tmp_path: Path) -> None:
+async def test_a_lost_execution_is_not_repeated_after_a_run_of_another_client(tmp_path: Path) -> None:
     account = Account()
     account.routes["GET", "/sources"] = lambda body, query: Reply(200, {"sources": [{"name": "HubSpot"}]})
     account.steps["execute"] = [(0.1, account.steps["execute"][0][1])]

@@ -1,4 +1,4 @@
-"""The workflow of one customer against a scripted server that does what the contract does not rule out."""
+"""The workflow of one customer against a scripted server whose behaviour the contract does not exclude."""
 
 import asyncio
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Customer:
         account.routes["GET", "/sources"] = lambda *_: Reply(200, {"sources": [{"name": "HubSpot"}]})
 
     def add(self, name: str) -> None:
-        """Add a file."""
+        """Write another file, and add it to the spec."""
         path = self.spec.files[0].with_name(name)
         path.write_text("Name\nBig\n", encoding="utf-8")
         self.spec = msgspec.structs.replace(self.spec, files=(*self.spec.files, path))
@@ -50,7 +50,9 @@ def customer(account: Account, tmp_path: Path) -> Customer:
     return Customer(account, tmp_path)
 
 
-async def test_a_clarify_of_somebody_else_is_no_execution(customer: Customer, account: Account) -> None:
+async def test_a_clarify_by_another_client_is_not_taken_for_an_execution(
+    customer: Customer, account: Account
+) -> None:
     assert isinstance(await customer.run(), Parked)
     account.enter(account.now, {"status": "completed"})  # as after a clarify in the provider's app
     account.runs.append((account.now, "clarify", account.run_id))
@@ -59,7 +61,7 @@ async def test_a_clarify_of_somebody_else_is_no_execution(customer: Customer, ac
     assert account.starts() == ["generate", "clarify", "execute"]
 
 
-async def test_a_run_whose_answer_is_refused_is_canceled_as_well(
+async def test_a_blocked_run_whose_answer_is_refused_is_canceled_too(
     customer: Customer, account: Account
 ) -> None:
     account.steps["generate"] = [(60.0, {"status": "blocked", "questions": [QUESTION]})]
@@ -72,7 +74,7 @@ async def test_a_run_whose_answer_is_refused_is_canceled_as_well(
     assert account.state(account.now)["status"] == "canceled"
 
 
-async def test_an_outage_during_a_start_is_waited_for(customer: Customer, account: Account) -> None:
+async def test_a_start_continues_after_an_outage(customer: Customer, account: Account) -> None:
     since: list[float] = []
 
     def fault(method: str, path: str, number: int) -> object:
@@ -111,7 +113,7 @@ async def test_a_failed_run_of_an_adopted_migration_can_be_repeated(
     assert account.starts() == ["generate", "generate", "execute"]
 
 
-async def test_an_execution_that_ends_with_a_preview_is_not_repeated_unasked(
+async def test_an_execution_that_ends_with_a_preview_is_not_repeated(
     customer: Customer, account: Account
 ) -> None:
     account.steps["execute"] = [(60.0, {"status": "awaiting_approval"})]
@@ -150,7 +152,7 @@ async def test_an_execution_that_the_log_shows_is_not_repeated(
         ("an execution", Unknown, ["generate", "execute"]),
     ],
 )
-async def test_an_adopted_migration_without_a_log_is_never_executed_on_a_guess(
+async def test_an_adopted_migration_that_may_have_been_executed_is_unknown_without_a_log(
     earlier: str, first: type[Outcome], starts: list[str], customer: Customer, account: Account
 ) -> None:
     if earlier == "nothing":
@@ -179,7 +181,7 @@ async def test_an_adopted_migration_without_a_log_is_never_executed_on_a_guess(
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
-async def test_a_bare_409_because_of_a_run_in_progress_is_waited_for(
+async def test_a_start_refused_with_a_bare_409_waits_for_the_run_in_progress(
     is_changed: bool, customer: Customer, account: Account
 ) -> None:
     async def decide(parked: Parked) -> Decision | None:
@@ -214,7 +216,7 @@ async def test_a_bare_409_because_of_a_run_in_progress_is_waited_for(
     assert account.starts() == (["generate"] if is_changed else ["generate", "execute"])
 
 
-async def test_a_run_that_is_canceled_late_ends_as_one_that_released_its_slot(
+async def test_a_blocked_run_that_is_canceled_late_parks_its_customer(
     customer: Customer, account: Account
 ) -> None:
     account.steps["generate"] = [(60.0, {"status": "blocked", "questions": [QUESTION]})]
@@ -232,11 +234,11 @@ async def test_a_run_that_is_canceled_late_ends_as_one_that_released_its_slot(
     assert account.starts() == ["generate"]
 
 
-async def test_a_file_that_came_during_a_broken_upload_is_generated_from(
+async def test_a_file_that_arrived_in_a_failed_upload_causes_a_new_generate(
     customer: Customer, account: Account
 ) -> None:
     assert isinstance(await customer.run(), Parked)
-    customer.journal = MemoryJournal()  # of somebody else: the migration has a preview, without the new file
+    customer.journal = MemoryJournal()  # the migration has a preview without the new file
     customer.add("deals.csv")
     account.created = {**(account.created or {}), "status": "awaiting_approval"}
     arrived: list[float] = []
@@ -252,7 +254,9 @@ async def test_a_file_that_came_during_a_broken_upload_is_generated_from(
     assert account.starts() == ["generate", "generate", "execute"]
 
 
-async def test_a_file_that_came_while_an_execution_ran_is_named(customer: Customer, account: Account) -> None:
+async def test_a_file_added_during_an_execution_is_noted_as_not_imported(
+    customer: Customer, account: Account
+) -> None:
     async def interrupted() -> None:
         async with asyncio.timeout(100.0):
             await customer.run(decide="approve")
@@ -285,7 +289,7 @@ async def test_a_log_without_a_text_form_is_still_written(customer: Customer, ac
     assert (customer.out / "log.json").exists()
 
 
-async def test_a_total_that_counts_rows_which_the_filter_drops(customer: Customer, account: Account) -> None:
+async def test_a_total_may_count_rows_that_the_filter_drops(customer: Customer, account: Account) -> None:
     account.steps["execute"] = [(60.0, {"status": "completed", "report": {**REPORT, "invalidCellCount": 1}})]
 
     def contacts(body: Json, query: Mapping[str, str]) -> Reply:

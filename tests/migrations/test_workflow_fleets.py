@@ -1,4 +1,4 @@
-"""Fleets of the second generation under the documented limits: days of virtual time, kills, blocked runs."""
+"""Fleets of the second generation under the documented limits: days of virtual time, kills and blocked runs."""
 
 import asyncio
 import json
@@ -104,7 +104,7 @@ def test_thirty_customers_take_about_thirty_hours_and_nothing_happens_twice(
     run(main())
 
 
-def test_runs_that_wait_for_people_end_the_fleet_and_it_goes_on_after_the_answers(tmp_path: Path) -> None:
+def test_a_fleet_ends_when_runs_wait_for_answers_and_continues_after_them(tmp_path: Path) -> None:
     specs, out = customers(tmp_path / "in", 6), tmp_path / "out"
     blocked = {"c00": WHY, "c01": WHY, "c02": WHY}
 
@@ -146,7 +146,7 @@ def test_runs_that_wait_for_people_end_the_fleet_and_it_goes_on_after_the_answer
     run(main())
 
 
-def test_blocked_runs_that_are_canceled_let_the_others_pass(tmp_path: Path) -> None:
+def test_canceled_blocked_runs_release_their_slots_to_other_customers(tmp_path: Path) -> None:
     specs, out = customers(tmp_path / "in", 6), tmp_path / "out"
     blocked = {"c00": WHY, "c01": WHY, "c02": WHY}
 
@@ -168,7 +168,7 @@ def test_blocked_runs_that_are_canceled_let_the_others_pass(tmp_path: Path) -> N
     run(main())
 
 
-def test_no_file_of_the_journal_has_a_signed_url(tmp_path: Path) -> None:
+def test_the_journal_has_no_signed_url_and_no_key(tmp_path: Path) -> None:
     specs, out = customers(tmp_path / "in", 1), tmp_path / "out"
 
     async def main() -> None:

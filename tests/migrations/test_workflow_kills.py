@@ -1,4 +1,4 @@
-"""A fleet with rules and with runs that fail, whose process is killed anywhere: the same call ends as if never."""
+"""A fleet whose process is killed at any point: the next call ends with the same result as without the kill."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def customers(folder: Path, names: tuple[str, ...] = tuple(CUSTOMERS)) -> list[S
 
 
 def fleet(specs: list[Spec], out: Path) -> Process[dict[str, Outcome]]:
-    """Return the process: what `asyncmig run` is."""
+    """Return a process that does what `asyncmig run` does."""
 
     async def process(transport: Transport, journal: JournalPort) -> dict[str, Outcome]:
         async with (
@@ -94,8 +94,8 @@ def simulated(variants: Variants | None = None, *, faults: bool = True) -> InPro
     return InProcess(world, rng=Random(1), faults=Faults(script=dict(FAULTS) if faults else {}))  # type: ignore[arg-type]
 
 
-def told(outcomes: dict[str, Outcome]) -> object:
-    """Return what outcomes say, without ids and times."""
+def summary(outcomes: dict[str, Outcome]) -> object:
+    """Return the outcomes as plain values, without ids and times."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -106,13 +106,13 @@ def told(outcomes: dict[str, Outcome]) -> object:
     return {name: plain(msgspec.to_builtins(outcomes[name])) for name in sorted(outcomes)}
 
 
-def made(wire: InProcess) -> object:
-    """Return what the server has, and check that nothing happened twice."""
-    verdict = wire.world.verdict(10.0**6)
+def server_state(transport: InProcess) -> object:
+    """Return the state of the server, and check that nothing happened twice."""
+    verdict = transport.world.verdict(10.0**6)
     assert verdict.executed_twice == verdict.generated_twice == verdict.uploaded_twice == 0, verdict
     assert verdict.duplicate_migrations == verdict.key_leaks == verdict.malformed == 0, verdict
-    assert not wire.foreign
-    assert wire.open == 0
+    assert not transport.foreign
+    assert transport.open == 0
     return {
         each.external_id: (
             each.name,
@@ -121,12 +121,12 @@ def made(wire: InProcess) -> object:
             each.workbook,
             each.decisions,
         )
-        for each in wire.world.migrations.values()
+        for each in transport.world.migrations.values()
     }
 
 
-def files(folder: Path) -> dict[str, object]:
-    """Return what was delivered, by place; of the log only what ran."""
+def delivered_files(folder: Path) -> dict[str, object]:
+    """Return the delivered files by path; of the log, only the kinds and statuses of its runs."""
     found: dict[str, object] = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -140,37 +140,39 @@ def files(folder: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("names", [("plain", "fails"), ("stops",)], ids="-".join)
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
-def test_killed_at_every_write_and_every_request_it_ends_the_same(
+def test_a_fleet_killed_at_each_write_and_request_ends_the_same(
     tmp_path: Path, after: bool, names: tuple[str, ...], stride: int
 ) -> None:
     specs, out = customers(tmp_path / "in", names), tmp_path / "out"
     process = fleet(specs, out)
 
     async def uninterrupted() -> tuple[dict[str, Outcome], object, list[str]]:
-        wire, life = simulated(), Life()
-        outcomes, _ = await live(process, wire, MemoryJournal(), out, life)
+        transport, life = simulated(), Life()
+        outcomes, _ = await live(process, transport, MemoryJournal(), out, life)
         assert outcomes is not None
-        return outcomes, made(wire), life.points
+        return outcomes, server_state(transport), life.points
 
     async def killed(life: Life) -> tuple[dict[str, Outcome], object]:
-        wire = simulated()
-        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
-        if outcomes is None:  # a stream that is given up while it opens has no moment after its response
-            outcomes, journal = await live(process, wire, journal, out, Life())
+        transport = simulated()
+        outcomes, journal = await live(process, transport, MemoryJournal(), out, life)
+        if (
+            outcomes is None
+        ):  # not None only if a stream was closed while it opened: it has no point just after its response
+            outcomes, journal = await live(process, transport, journal, out, Life())
         assert outcomes is not None
-        return outcomes, made(wire)
+        return outcomes, server_state(transport)
 
     outcomes, server, points = run(uninterrupted())
     assert {name: type(outcome) for name, outcome in outcomes.items()} == {
         name: Failed if name == "stops" else Delivered for name in names
     }, outcomes
-    expected = told(outcomes), server, files(out)
+    expected = summary(outcomes), server, delivered_files(out)
     for number, name in list(enumerate(points, 1))[int(after) % stride :: stride]:
         shutil.rmtree(out)
         outcomes, server = run(killed(Life(number, after=after)))
-        assert told(outcomes) == expected[0], (number, name)
+        assert summary(outcomes) == expected[0], (number, name)
         assert server == expected[1], (number, name)
-        assert files(out) == expected[2], (number, name)
+        assert delivered_files(out) == expected[2], (number, name)
     print(f"{len(points)} points")  # noqa: T201
 
 
@@ -209,9 +211,7 @@ def test_killed_during_the_upload_no_file_is_uploaded_twice_whatever_the_server_
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["just-before", "just-after"])
-def test_killed_while_a_run_is_canceled_for_its_slot_the_customer_is_generated_anew(
-    tmp_path: Path, after: bool
-) -> None:
+def test_a_process_killed_while_it_cancels_a_blocked_run_ends_the_same(tmp_path: Path, after: bool) -> None:
     specs, out = customers(tmp_path / "in", ("plain",)), tmp_path / "out"
     question = {"plain": Script(blocks={"generate": [Block(questions=(WHY,))]})}
 
@@ -225,19 +225,19 @@ def test_killed_while_a_run_is_canceled_for_its_slot_the_customer_is_generated_a
 
     async def once(life: Life) -> tuple[Outcome, list[str], InProcess]:
         world = World(key=KEY, limits=Limits.parse("per-endpoint"), scripts=question)
-        wire = InProcess(world, rng=Random(1))
-        outcome, journal = await live(process, wire, MemoryJournal(), out, life)
+        transport = InProcess(world, rng=Random(1))
+        outcome, journal = await live(process, transport, MemoryJournal(), out, life)
         if outcome is None:
-            outcome, _ = await live(process, wire, journal, out, Life())
+            outcome, _ = await live(process, transport, journal, out, Life())
         assert outcome is not None
-        return outcome, life.points, wire
+        return outcome, life.points, transport
 
     outcome, points, _ = run(once(Life()))
     assert isinstance(outcome, Parked)
     number = next(n for n, name in enumerate(points, 1) if name.startswith("PATCH"))
-    outcome, _, wire = run(once(Life(number, after=after)))
+    outcome, _, transport = run(once(Life(number, after=after)))
     assert isinstance(outcome, Parked)
     assert "canceled after 600 s" in outcome.notes[-1]
-    migration = wire.world.migration("plain")
+    migration = transport.world.migration("plain")
     assert migration.active is None
     assert [kind for kind, _ in migration.accepted] == ["generate"] * (2 if after else 1)
