@@ -11,7 +11,7 @@ from inprocess import BASE_URL, KEY, InProcess
 from asyncmig import Session, Spec
 from asyncmig.simulator import SCHEMAS, SOURCES, RunDurations, World
 
-Opens = Callable[..., AbstractAsyncContextManager[Session]]
+OpenSession = Callable[..., AbstractAsyncContextManager[Session]]
 SOURCE = next(iter(SOURCES))
 CLEAN = "E-mail,Given Name,Surname,Phone\n" + "".join(f"p{n}@x.org,Ada,L{n},1\n" for n in range(20))
 DUPLICATES = CLEAN + "p1@x.org,Ada,L1,1\n" * 3
@@ -23,17 +23,17 @@ def world() -> World:
 
 
 @pytest.fixture
-def wire(world: World) -> InProcess:
+def transport(world: World) -> InProcess:
     return InProcess(world)
 
 
 @pytest.fixture
-def opens(wire: InProcess) -> Opens:
+def open_session(transport: InProcess) -> OpenSession:
     """Return a function that opens a session with the simulator; consecutive sessions represent processes."""
 
     @asynccontextmanager
     async def session(**options: object) -> AsyncIterator[Session]:
-        async with Session(KEY, BASE_URL, transport=wire, rng=Random(3), **options) as opened:  # type: ignore[arg-type]
+        async with Session(KEY, BASE_URL, transport=transport, rng=Random(3), **options) as opened:  # type: ignore[arg-type]
             yield opened
 
     return session

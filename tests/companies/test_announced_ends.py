@@ -14,7 +14,7 @@ from asyncmig.companies.exports import ExportRun
 from asyncmig.companies.import_run import ImportRun
 from asyncmig.simulator import Fault, Reply, World
 
-from .conftest import SOURCE, Opens
+from .conftest import SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 ROWS = [{"Email": f"p{n}@x.org", "First Name": "F", "Last Name": "L"} for n in range(20)]
@@ -27,9 +27,9 @@ def now() -> float:
 
 
 @asynccontextmanager
-async def session_with_polls(opens: Opens, *, runs: int = 60) -> AsyncIterator[Session]:
+async def session_with_polls(open_session: OpenSession, *, runs: int = 60) -> AsyncIterator[Session]:
     """Open a session that polls `runs` imports and has observed how long imports take."""
-    async with opens() as session:
+    async with open_session() as session:
 
         async def one(number: int) -> None:
             company = await session.companies.create(name=f"Other {number}", source=SOURCE)
@@ -44,9 +44,9 @@ async def session_with_polls(opens: Opens, *, runs: int = 60) -> AsyncIterator[S
         await asyncio.gather(*others, return_exceptions=True)
 
 
-async def import_in_an_earlier_process(opens: Opens, *, export: bool = False) -> str:
+async def import_in_an_earlier_process(open_session: OpenSession, *, export: bool = False) -> str:
     """Create a company and wait for the end of its runs in a session of its own; return the company id."""
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(
             name="Acme", source=SOURCE, connections={"destination": {"base_url": "https://d.invalid"}}
         )
@@ -64,19 +64,19 @@ async def seconds_until_the_end(run: ImportRun | ExportRun) -> float:
 
 @pytest.mark.parametrize("status", [200, 201])
 async def test_a_repeated_start_of_an_ended_import_is_read_next(
-    opens: Opens, world: World, status: int
+    open_session: OpenSession, world: World, status: int
 ) -> None:
     world.variants = replace(world.variants, replay_status=status)
-    company_id = await import_in_an_earlier_process(opens)
-    async with session_with_polls(opens) as session:
+    company_id = await import_in_an_earlier_process(open_session)
+    async with session_with_polls(open_session) as session:
         imports = session.companies.open(company_id).imports
         run = await imports.start(rows=ROWS, idempotency_key="k")
         assert await seconds_until_the_end(run) < SOON
 
 
-async def test_a_repeated_start_of_an_ended_export_is_read_next(opens: Opens) -> None:
-    company_id = await import_in_an_earlier_process(opens, export=True)
-    async with session_with_polls(opens) as session:
+async def test_a_repeated_start_of_an_ended_export_is_read_next(open_session: OpenSession) -> None:
+    company_id = await import_in_an_earlier_process(open_session, export=True)
+    async with session_with_polls(open_session) as session:
         run = await session.companies.open(company_id).exports.start(mode="full", idempotency_key="k")
         assert await seconds_until_the_end(run) < SOON
 
@@ -89,22 +89,24 @@ async def parked(company: Company) -> ImportRun:
     return run
 
 
-async def test_a_recovered_import_that_has_parked_is_read_next(opens: Opens) -> None:
-    async with opens() as session:
+async def test_a_recovered_import_that_has_parked_is_read_next(open_session: OpenSession) -> None:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await parked(company)
-    async with session_with_polls(opens) as session:
+    async with session_with_polls(open_session) as session:
         run = await session.companies.open(company.id).imports.recover()
         assert run is not None
         assert await seconds_until_the_end(run) < SOON
         assert run.needs_attention is not None
 
 
-async def test_a_run_that_a_decision_ended_is_read_next(opens: Opens, wire: InProcess, world: World) -> None:
-    async with session_with_polls(opens, runs=150) as session:
+async def test_a_run_that_a_decision_ended_is_read_next(
+    open_session: OpenSession, transport: InProcess, world: World
+) -> None:
+    async with session_with_polls(open_session, runs=150) as session:
         run = await parked(await session.companies.create(name="Acme", source=SOURCE))
         answer = f'{{"run_id": "{run.id}", "status": "failed", "poll_url": "/"}}'.encode()
-        wire.fault = lambda method, path, number: (
+        transport.fault = lambda method, path, number: (
             Fault(afterwards=Reply(status=200, body=answer)) if path.endswith("/decisions") else None
         )
         await run.reject()

@@ -32,7 +32,7 @@ from asyncmig.companies.exports import checked_connections
 from asyncmig.companies.wire import CompanyBody, CompanyCreated, CompanyInfo, UploadTarget
 from asyncmig.simulator import Reply, World
 
-from .conftest import SOURCE, Opens
+from .conftest import SOURCE, OpenSession
 from .test_handles import Customer
 
 pytestmark = pytest.mark.looptime
@@ -42,8 +42,8 @@ DESTINATION = Destination(
 )
 
 
-async def test_sources_and_templates_are_found_by_name_or_id(opens: Opens) -> None:
-    async with opens() as session:
+async def test_sources_and_templates_are_found_by_name_or_id(open_session: OpenSession) -> None:
+    async with open_session() as session:
         source = await session.companies.source("Salesforce")
         assert await session.companies.source(source.id) == source
         template = await session.companies.template("Contacts")
@@ -54,9 +54,9 @@ async def test_sources_and_templates_are_found_by_name_or_id(opens: Opens) -> No
     assert template.columns[0].pattern is not None
 
 
-async def test_without_a_catalogue_the_error_says_to_use_ids(opens: Opens, world: World) -> None:
+async def test_without_a_catalogue_the_error_says_to_use_ids(open_session: OpenSession, world: World) -> None:
     world.variants = replace(world.variants, catalogue=False)
-    async with opens() as session:
+    async with open_session() as session:
         for call in (
             session.companies.sources(),
             session.companies.templates(),
@@ -69,8 +69,10 @@ async def test_without_a_catalogue_the_error_says_to_use_ids(opens: Opens, world
             assert str(pickle.loads(pickle.dumps(missing.value))) == str(missing.value)
 
 
-async def test_a_created_company_has_the_values_of_the_response(opens: Opens, customer: Customer) -> None:
-    async with opens() as session:
+async def test_a_created_company_has_the_values_of_the_response(
+    open_session: OpenSession, customer: Customer
+) -> None:
+    async with open_session() as session:
         company = await session.companies.create(
             name="Acme", source=SOURCE, external_id="acme", connections={"destination": DESTINATION}
         )
@@ -87,9 +89,9 @@ async def test_a_created_company_has_the_values_of_the_response(opens: Opens, cu
 
 
 async def test_sheets_are_found_by_name_including_those_an_import_added(
-    opens: Opens, customer: Customer
+    open_session: OpenSession, customer: Customer
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         contacts = company.sheet("Contacts")
         assert company.sheet(contacts.id) == contacts
@@ -104,11 +106,11 @@ async def test_sheets_are_found_by_name_including_those_an_import_added(
 
 
 async def test_a_download_from_an_existing_company_may_have_rows_of_earlier_imports(
-    opens: Opens, world: World, customer: Customer, tmp_path: Path
+    open_session: OpenSession, world: World, customer: Customer, tmp_path: Path
 ) -> None:
     """A later API may answer 200 with the existing company of the external id, which may have earlier imports."""
     world.variants = replace(world.variants, existing=True)
-    async with opens() as session:
+    async with open_session() as session:
         first = await session.companies.create(name="Acme", source=SOURCE, external_id="acme")
         await (
             await first.imports.start(rows=[{"Email": "a@x.org", "Last Name": "A", "First Name": "B"}])
@@ -122,10 +124,10 @@ async def test_a_download_from_an_existing_company_may_have_rows_of_earlier_impo
 
 
 async def test_an_existing_company_is_not_imported_again_after_the_loss_of_the_journal(
-    opens: Opens, world: World, customer: Customer, tmp_path: Path
+    open_session: OpenSession, world: World, customer: Customer, tmp_path: Path
 ) -> None:
     world.variants = replace(world.variants, existing=True)
-    async with opens() as session:
+    async with open_session() as session:
         for _ in range(2):
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
             assert isinstance(outcome, Delivered), outcome
@@ -135,21 +137,21 @@ async def test_an_existing_company_is_not_imported_again_after_the_loss_of_the_j
 
 
 async def test_nothing_is_imported_into_the_company_of_another_customer(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     other = b'{"company": {"id": "c-bolt", "external_id": "bolt"}, "sheets": []}'
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=200, body=other))
         if (method, path[-10:]) == ("POST", "/companies")
         else None
     )
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
         assert isinstance(outcome, Unknown), outcome
         assert "the company c-bolt, whose external id is 'bolt'" in outcome.error
         assert "company" not in outcome.ids
-    assert wire.requests.keys() <= {"GET /sources", "GET /templates", "POST /companies"}
+    assert transport.requests.keys() <= {"GET /sources", "GET /templates", "POST /companies"}
 
 
 # Secrets
@@ -164,19 +166,19 @@ def shows_a_secret(text: str) -> bool:
 )
 async def test_destination_secrets_are_sent_to_the_server_and_shown_nowhere(
     form: Destination | Mapping[str, object],
-    opens: Opens,
-    wire: InProcess,
+    open_session: OpenSession,
+    transport: InProcess,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The server quotes the request, raw and as JSON, in each kind of response."""
     caplog.set_level(logging.DEBUG)
-    async with opens() as session:
+    async with open_session() as session:
         seen: list[str] = []
         with session.events.subscribe(lambda event: seen.append(repr(event))):
             for status, text in ((400, '{"error": %s}'), (500, "<p>%s"), (200, "%s"), (409, "cut %s")):
                 quoted = json.dumps(TOKEN) if status == 400 else f"{TOKEN} {json.dumps(TOKEN)} {PIN}"
                 reply = Reply(status=status, body=(text % quoted).encode())
-                wire.fault = lambda method, path, number, reply=reply: Fault(afterwards=reply)  # type: ignore[misc]
+                transport.fault = lambda method, path, number, reply=reply: Fault(afterwards=reply)  # type: ignore[misc]
                 with pytest.raises((BadRequest, Conflict, UnknownOutcome, UnexpectedReply)) as refused:
                     await session.companies.create(
                         name=f"Acme {status}", source=SOURCE, connections={"destination": form}
@@ -185,8 +187,8 @@ async def test_destination_secrets_are_sent_to_the_server_and_shown_nowhere(
                 texts += [getattr(refused.value, "sent", ""), repr(refused.value.__cause__)]
                 assert not [line for line in texts if shows_a_secret(line)]
         assert not [line for line in [*seen, caplog.text] if shows_a_secret(line)]
-    assert all(company.connected for company in wire.world.companies.values())
-    assert len(wire.world.companies) == 4
+    assert all(company.connected for company in transport.world.companies.values())
+    assert len(transport.world.companies) == 4
 
 
 def test_neither_repr_nor_rich_output_shows_a_secret() -> None:
@@ -230,9 +232,9 @@ def test_neither_repr_nor_rich_output_shows_a_secret() -> None:
     ],
 )
 async def test_malformed_connections_are_refused_before_a_request_and_not_quoted(
-    connections: Mapping[str, Destination], field: str, opens: Opens, wire: InProcess
+    connections: Mapping[str, Destination], field: str, open_session: OpenSession, transport: InProcess
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         with pytest.raises(InvalidInput) as refused:
             await session.companies.create(name="A", source=SOURCE, connections=connections)
         spec = Spec(external_id="a", name="A", source=SOURCE, files=(Path("a.csv"),), connections=connections)
@@ -241,4 +243,4 @@ async def test_malformed_connections_are_refused_before_a_request_and_not_quoted
     assert refused.value.field == checked.field == field
     assert not shows_a_secret(str(refused.value) + repr(refused.value) + repr(checked))
     assert KEY not in str(refused.value)
-    assert not wire.sent
+    assert not transport.sent

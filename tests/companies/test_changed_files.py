@@ -11,7 +11,7 @@ from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Park
 from asyncmig.customers.options import MigrationOptions
 from asyncmig.simulator import World
 
-from .conftest import CLEAN, DUPLICATES, Opens
+from .conftest import CLEAN, DUPLICATES, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -27,7 +27,7 @@ def imports(world: World) -> int:
 @pytest.mark.parametrize("text", [CLEAN, DUPLICATES])
 @pytest.mark.parametrize("if_changed", ["ignore", "refuse", "import_again"])
 async def test_the_caller_chooses_what_happens_to_changed_files(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Customer,
     world: World,
     tmp_path: Path,
@@ -36,7 +36,7 @@ async def test_the_caller_chooses_what_happens_to_changed_files(
     if_changed: str,
 ) -> None:
     journal, spec, to = MemoryJournal(), customer(contacts=text), tmp_path / "out"
-    async with opens() as session:
+    async with open_session() as session:
         first = await migrate(session, spec, journal=journal, to=to)
         state = await journal.state("acme")
         assert type(first) is (Delivered if text is CLEAN else Parked)
@@ -78,10 +78,10 @@ async def test_the_caller_chooses_what_happens_to_changed_files(
 
 
 async def test_a_running_import_is_not_repeated_for_changed_files(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         running = asyncio.ensure_future(migrate(session, spec, journal=journal, to=tmp_path / "out"))
         await asyncio.sleep(5)
         running.cancel()

@@ -36,7 +36,7 @@ from asyncmig.jobs.runners import digest_of
 from asyncmig.journal.ports import Activity
 from asyncmig.simulator import World
 
-from .conftest import CLEAN, DUPLICATES, Opens
+from .conftest import CLEAN, DUPLICATES, OpenSession
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 Customer = Callable[..., Spec]
@@ -44,13 +44,13 @@ OpensFleet = Callable[..., AbstractAsyncContextManager[Fleet]]
 
 
 @pytest.fixture
-def fleets(opens: Opens, tmp_path: Path) -> OpensFleet:
+def fleets(open_session: OpenSession, tmp_path: Path) -> OpensFleet:
     """Return a function that opens a fleet with its own session; concurrent fleets represent processes."""
 
     @asynccontextmanager
     async def fleet(journal: JournalPort, **options: object) -> AsyncIterator[Fleet]:
         async with (
-            opens() as session,
+            open_session() as session,
             Fleet(session, journal=journal, to=tmp_path / "out", **options) as opened,
         ):  # type: ignore[arg-type]
             yield opened
@@ -244,13 +244,13 @@ async def test_a_retry_that_was_carried_out_before_a_crash_is_not_repeated(
 
 
 async def test_migrate_carries_out_the_instructions_in_the_journal(
-    opens: Opens, fleets: OpensFleet, customer: Customer, tmp_path: Path
+    open_session: OpenSession, fleets: OpensFleet, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
     async with fleets(journal) as fleet:
         await fleet.accept(customer())
         await fleet.cancel("acme")
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out" / "acme")
     assert isinstance(outcome, Delivered)
     assert await journal.instructions() == {}
@@ -299,7 +299,7 @@ async def test_customers_are_filtered_sorted_and_paged(fleets: OpensFleet, custo
 
 
 async def test_resume_continues_all_unfinished_customers_without_specs(
-    fleets: OpensFleet, customer: Customer, world: World, wire: InProcess, tmp_path: Path
+    fleets: OpensFleet, customer: Customer, world: World, transport: InProcess, tmp_path: Path
 ) -> None:
     path = tmp_path / "fleet.db"
     async with Journal(path, threaded=False) as journal:
@@ -331,19 +331,19 @@ async def statuses_in(journal: Journal) -> list[CustomerStatus]:
 
 
 async def test_resume_gets_secrets_from_a_callback(
-    fleets: OpensFleet, customer: Customer, wire: InProcess, tmp_path: Path
+    fleets: OpensFleet, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     secret = {"destination": {"base_url": "https://crm.example", "auth": {"token": "s3cret-token"}}}
     spec = msgspec.structs.replace(customer(), connections=secret)
     path = tmp_path / "fleet.db"
-    wire.unplugged = True
+    transport.unplugged = True
     async with Journal(path, threaded=False) as journal:
         async with fleets(journal) as fleet:
             await fleet.accept(spec)
         stored = repr(await journal.instructions())
         assert "crm.example" not in stored
         assert "s3cret-token" not in stored
-        wire.unplugged = False
+        transport.unplugged = False
         async with fleets(journal) as fleet:
             outcome = await (await fleet.resume())["acme"]
             assert isinstance(outcome, Failed)

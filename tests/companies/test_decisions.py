@@ -36,7 +36,7 @@ from asyncmig.companies.workflow.record import Record
 from asyncmig.session import context_of
 from asyncmig.simulator import World
 
-from .conftest import DUPLICATES, Opens
+from .conftest import DUPLICATES, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -86,12 +86,12 @@ OpensParked = Callable[[], AbstractAsyncContextManager[ParkedCustomer]]
 
 
 @pytest.fixture
-def open_parked(opens: Opens, customer: Customer, tmp_path: Path) -> OpensParked:
+def open_parked(open_session: OpenSession, customer: Customer, tmp_path: Path) -> OpensParked:
     """Return a context manager with a parked customer: a fixture would run before the virtual clock starts."""
 
     @asynccontextmanager
     async def parked() -> AsyncIterator[ParkedCustomer]:
-        async with opens() as session:
+        async with open_session() as session:
             parked = ParkedCustomer(session, customer(contacts=DUPLICATES), tmp_path / "out")
             assert isinstance(await parked.migrate(), Parked)
             yield parked
@@ -114,24 +114,24 @@ async def test_a_rejection_ends_as_failed(open_parked: OpensParked, world: World
 
 
 async def test_a_destructive_patch_is_not_approved_unless_allowed(
-    open_parked: OpensParked, wire: InProcess
+    open_parked: OpensParked, transport: InProcess
 ) -> None:
     async with open_parked() as parked:
-        before = len(wire.sent)
+        before = len(transport.sent)
         with pytest.raises(InvalidInput, match="destroys rows"):
             await parked.decide(APPROVE, allow_destructive=False)
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
 
 
 @pytest.mark.parametrize("answers", [{"nonsense": "a"}, {"fq0": "nonsense"}, {"fq0": Custom(" ")}])
 async def test_answers_that_are_not_offered_are_refused_without_a_request(
-    open_parked: OpensParked, wire: InProcess, answers: dict[str, str | Custom]
+    open_parked: OpensParked, transport: InProcess, answers: dict[str, str | Custom]
 ) -> None:
     async with open_parked() as parked:
-        before = len(wire.sent)
+        before = len(transport.sent)
         with pytest.raises(InvalidInput, match="answers"):
             await parked.decide(Approve(answers))
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
         assert "decide" not in await parked.event_kinds()
 
 
@@ -139,14 +139,14 @@ async def test_answers_that_are_not_offered_are_refused_without_a_request(
     "decision", [Change("merge the names"), Cancel(), Answer({"fq0": "a"}), Credentials({"token": "t0p"})]
 )
 async def test_a_decision_of_another_generation_is_refused_without_a_request(
-    open_parked: OpensParked, wire: InProcess, decision: Decision
+    open_parked: OpensParked, transport: InProcess, decision: Decision
 ) -> None:
     async with open_parked() as parked:
-        before = len(wire.sent)
+        before = len(transport.sent)
         with pytest.raises(InvalidInput, match=rf"{type(decision).__name__}.*'companies'") as refused:
             await parked.decide(decision)
         assert "t0p" not in str(refused.value)
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
         assert "decide" not in await parked.event_kinds()
 
 
@@ -192,10 +192,10 @@ async def test_look_returns_the_current_questions(open_parked: OpensParked) -> N
 
 
 async def test_a_decision_whose_response_is_lost_is_not_sent_twice(
-    open_parked: OpensParked, wire: InProcess, world: World
+    open_parked: OpensParked, transport: InProcess, world: World
 ) -> None:
     async with open_parked() as parked:
-        wire.fault = lambda method, path, number: (
+        transport.fault = lambda method, path, number: (
             Fault(lost_after=True) if path.endswith("/decisions") and number == 1 else None
         )
         assert await parked.decide(APPROVE) == "sent"
@@ -204,16 +204,16 @@ async def test_a_decision_whose_response_is_lost_is_not_sent_twice(
 
 
 async def test_a_decision_with_an_unknown_outcome_is_recorded_as_an_intent(
-    open_parked: OpensParked, wire: InProcess
+    open_parked: OpensParked, transport: InProcess
 ) -> None:
     async with open_parked() as parked:
-        wire.fault = lambda method, path, number: (
+        transport.fault = lambda method, path, number: (
             Fault(lost_before=True) if path.endswith("/decisions") else None
         )
         with pytest.raises(UnknownOutcome):
             await parked.decide(APPROVE)
         assert (await parked.event_kinds())[-1] == "decide"
-        wire.fault = lambda method, path, number: None
+        transport.fault = lambda method, path, number: None
         assert await parked.decide(APPROVE) == "sent"  # the run is read first, and asks the same questions
 
 
@@ -240,16 +240,16 @@ DECISIONS = "POST /companies/{id}/imports/{run_id}/decisions"
 
 
 async def test_cancel_sends_no_request_and_the_next_call_continues(
-    open_parked: OpensParked, wire: InProcess
+    open_parked: OpensParked, transport: InProcess
 ) -> None:
     async with open_parked() as parked:
-        before = len(wire.sent)
+        before = len(transport.sent)
         outcome = await parked.cancel()
         assert isinstance(outcome, Pending)
         assert outcome.reason == "canceled"
         assert outcome.ids == (await parked.record()).ids != {}
         assert (await parked.record()).outcome == outcome
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
         assert isinstance(await parked.migrate(), Parked)
 
 

@@ -29,7 +29,7 @@ from asyncmig.customers.outcome import ExportResult
 from asyncmig.simulator import Fault, Reply, Variants, World
 from asyncmig.simulator.companies import runs as simulated
 
-from .conftest import CLEAN, DUPLICATES, Opens
+from .conftest import CLEAN, DUPLICATES, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -50,12 +50,12 @@ def starts(world: World, kind: str) -> int:
 
 
 async def test_a_canary_export_precedes_the_full_export(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     set_losses(world)
     journal = MemoryJournal()
     for _ in range(2):  # the second call finds everything done
-        async with opens() as session:
+        async with open_session() as session:
             outcome = await migrate(
                 session, connected(customer()), journal=journal, to=tmp_path, export="full"
             )
@@ -66,11 +66,15 @@ async def test_a_canary_export_precedes_the_full_export(
 
 
 async def test_every_lost_write_is_counted_and_listed(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_session: OpenSession,
+    customer: Customer,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_losses(world, fails=0.2, hollow=0.2)
     monkeypatch.setattr(simulated.ExportRun, "_chosen", lambda run, table: table.rows[run.mode == "canary" :])
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(
             session, connected(customer()), journal=MemoryJournal(), to=tmp_path, export="canary"
         )
@@ -83,11 +87,11 @@ async def test_every_lost_write_is_counted_and_listed(
 
 
 async def test_a_canary_with_losses_prevents_the_full_export_until_a_retry(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     set_losses(world, hollow=1.0)
     journal, spec = MemoryJournal(), connected(customer())
-    async with opens() as session:
+    async with open_session() as session:
         for _ in range(2):
             failed = await migrate(session, spec, journal=journal, to=tmp_path, export="full")
             assert isinstance(failed, Failed)
@@ -104,11 +108,11 @@ async def test_a_canary_with_losses_prevents_the_full_export_until_a_retry(
 
 @pytest.mark.parametrize("variant", ["refused", "conflict", "fails"])
 async def test_without_a_destination_the_export_fails_and_the_sheets_are_downloaded(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, variant: str
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path, variant: str
 ) -> None:
     world.variants = Variants(unconnected_export=variant)
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         failed = await migrate(session, customer(), journal=journal, to=tmp_path, export="full")
         assert isinstance(failed, Failed)
         assert "No destination is connected" in failed.error
@@ -119,14 +123,18 @@ async def test_without_a_destination_the_export_fails_and_the_sheets_are_downloa
 
 
 async def test_destination_secrets_are_in_no_repr_log_or_journal(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(0)
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(lost_after=True) if path.endswith("/companies") and number == 1 else None
     )
     journal, spec = MemoryJournal(), connected(customer())
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="full")
     assert isinstance(outcome, Unknown)
     shown = [repr(spec), repr(spec.__rich_repr__()), repr(outcome), outcome.sent, caplog.text]
@@ -147,11 +155,11 @@ def test_failures_that_a_report_counts_but_does_not_list_are_losses() -> None:
 
 
 async def test_a_failed_run_is_started_again_up_to_retries_times(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.variants = Variants(zombies=1.0)
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         for retries, imports in ((0, 1), (2, 3), (2, 3), (3, 4)):
             failed = await migrate(session, customer(), journal=journal, to=tmp_path, retries=retries)
             assert isinstance(failed, Failed)
@@ -165,11 +173,11 @@ async def test_a_failed_run_is_started_again_up_to_retries_times(
 
 
 async def test_retry_failed_starts_an_earlier_failure_once_more_per_call(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.variants = Variants(zombies=1.0)
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         for imports in (1, 2, 3):  # the first call finds no earlier failure
             failed = await migrate(session, customer(), journal=journal, to=tmp_path, retry_failed=True)
             assert isinstance(failed, Failed)
@@ -177,11 +185,11 @@ async def test_retry_failed_starts_an_earlier_failure_once_more_per_call(
 
 
 async def test_a_failed_import_whose_files_are_gone_is_not_started_again(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.variants = Variants(zombies=1.0)
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, spec, journal=journal, to=tmp_path)
         spec.files[0].unlink()
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, retries=1)
@@ -193,11 +201,11 @@ async def test_a_failed_import_whose_files_are_gone_is_not_started_again(
 
 @pytest.mark.parametrize("keeps", [False, True])
 async def test_deliver_rejected_downloads_the_rows_of_a_rejected_import(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, keeps: bool
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path, keeps: bool
 ) -> None:
     world.variants = Variants(rejected_keeps=keeps)
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
-    async with opens() as session:
+    async with open_session() as session:
         plain = await migrate(session, spec, journal=journal, to=tmp_path, decide="reject", retries=5)
         assert isinstance(plain, Failed)
         assert (plain.error, plain.files, list(tmp_path.glob("*.csv"))) == ("Rejected by a person", (), [])
@@ -212,11 +220,13 @@ async def test_deliver_rejected_downloads_the_rows_of_a_rejected_import(
 
 
 async def test_a_rejected_import_without_rows_is_noted_in_the_outcome(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     gone = Reply(status=404, body=b'{"error": "Nothing was inserted"}')
-    wire.fault = lambda method, path, number: Fault(instead=gone) if path.endswith("/export.csv") else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: (
+        Fault(instead=gone) if path.endswith("/export.csv") else None
+    )
+    async with open_session() as session:
         outcome = await migrate(
             session,
             customer(contacts=DUPLICATES),
@@ -231,10 +241,10 @@ async def test_a_rejected_import_without_rows_is_noted_in_the_outcome(
 
 
 async def test_a_rejected_import_is_started_again_under_another_policy(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, spec, journal=journal, to=tmp_path, decide="reject")
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve", retries=1)
     assert isinstance(outcome, Delivered)
@@ -246,10 +256,10 @@ async def test_a_rejected_import_is_started_again_under_another_policy(
     [((), 2, False), ((1,), 3, False), ((2, 3), 5, False), ((1, 2), 4, False), (range(1, 10), 9, True)],
 )
 async def test_sheets_without_a_row_count_are_fetched_until_a_copy_is_certainly_complete(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Customer,
     world: World,
-    wire: InProcess,
+    transport: InProcess,
     tmp_path: Path,
     cut: Collection[int],
     times: int,
@@ -260,14 +270,14 @@ async def test_sheets_without_a_row_count_are_fetched_until_a_copy_is_certainly_
     journal, spec, bodies = MemoryJournal(), customer(contacts=DUPLICATES), Counter[str]()
 
     def fault(method: str, path: str, number: int) -> Fault | None:
-        if not path.endswith("/export.csv") or "sheet_id" not in wire.sent[-1][2]:
+        if not path.endswith("/export.csv") or "sheet_id" not in transport.sent[-1][2]:
             return None
-        bodies[wire.sent[-1][2]] += 1
-        return Fault(truncated_to=9) if bodies[wire.sent[-1][2]] in cut else None
+        bodies[transport.sent[-1][2]] += 1
+        return Fault(truncated_to=9) if bodies[transport.sent[-1][2]] in cut else None
 
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, spec, journal=journal, to=tmp_path, decide="reject")
-        wire.fault = fault
+        transport.fault = fault
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve", retries=1)
     assert isinstance(outcome, Delivered)
     assert any("cut short" in note for note in outcome.notes) == doubtful
@@ -277,7 +287,12 @@ async def test_sheets_without_a_row_count_are_fetched_until_a_copy_is_certainly_
 
 @pytest.mark.parametrize("missing", ["report", "all", "invalidCellCount", "inserted", "null"])
 async def test_a_report_without_usable_counts_is_treated_as_missing(
-    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path, missing: str
+    open_session: OpenSession,
+    customer: Customer,
+    world: World,
+    transport: InProcess,
+    tmp_path: Path,
+    missing: str,
 ) -> None:
     world.variants = Variants(zip_status=404)
 
@@ -294,11 +309,13 @@ async def test_a_report_without_usable_counts_is_treated_as_missing(
     def fault(method: str, path: str, number: int) -> Fault | None:
         if method == "GET" and "/imports/" in path:
             return Fault(change=without)
-        cut = "sheet_id" in wire.sent[-1][2] and not any("sheet_id" in url for _, _, url in wire.sent[:-1])
+        cut = "sheet_id" in transport.sent[-1][2] and not any(
+            "sheet_id" in url for _, _, url in transport.sent[:-1]
+        )
         return Fault(truncated_to=9) if cut and path.endswith("/export.csv") else None
 
-    wire.fault = fault
-    async with opens() as session:
+    transport.fault = fault
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert outcome.rows == 20
@@ -306,10 +323,10 @@ async def test_a_report_without_usable_counts_is_treated_as_missing(
 
 @pytest.mark.parametrize("results", [None, [{"ok": True, "status": 200, "fields_confirmed": False}, None]])
 async def test_a_canary_with_an_unknown_result_prevents_the_full_export(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Customer,
     world: World,
-    wire: InProcess,
+    transport: InProcess,
     tmp_path: Path,
     results: list[object] | None,
 ) -> None:
@@ -320,8 +337,8 @@ async def test_a_canary_with_an_unknown_result_prevents_the_full_export(
             reply["report"] = {**report, "results": results}
         return json.dumps(reply).encode()
 
-    wire.fault = lambda method, path, number: Fault(change=changed) if "/exports/" in path else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: Fault(change=changed) if "/exports/" in path else None
+    async with open_session() as session:
         failed = await migrate(
             session, connected(customer()), journal=MemoryJournal(), to=tmp_path, export="full"
         )
@@ -333,18 +350,23 @@ async def test_a_canary_with_an_unknown_result_prevents_the_full_export(
 
 @pytest.mark.parametrize("status", [400, 404])
 async def test_a_run_whose_end_was_not_read_is_not_started_again(
-    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path, status: int
+    open_session: OpenSession,
+    customer: Customer,
+    world: World,
+    transport: InProcess,
+    tmp_path: Path,
+    status: int,
 ) -> None:
     """The server refuses to show the run for a while. The run continues in the meantime."""
     gone = Fault(instead=Reply(status=status, body=b'{"error": "no"}'))
-    wire.fault = lambda method, path, number: gone if method == "GET" and "/imports/" in path else None
+    transport.fault = lambda method, path, number: gone if method == "GET" and "/imports/" in path else None
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         failed = await migrate(session, spec, journal=journal, to=tmp_path, retries=3)
         assert isinstance(failed, Failed)
         assert (failed.step, failed.status) == ("running", None)
         assert f"answered {status}: no" in failed.error
-        wire.fault = lambda method, path, number: None
+        transport.fault = lambda method, path, number: None
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, retry_failed=True)
     assert isinstance(outcome, Delivered)
     assert outcome.rows == 20
@@ -361,17 +383,22 @@ async def test_a_run_whose_end_was_not_read_is_not_started_again(
     ],
 )
 async def test_a_permanent_refusal_is_not_retried(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, status: int, endpoint: str
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    tmp_path: Path,
+    status: int,
+    endpoint: str,
 ) -> None:
     refused = Fault(instead=Reply(status=status, body=b'{"error": "not yours"}'))
-    wire.faulty_endpoint, wire.nth = endpoint, dict.fromkeys(range(1, 2000), refused)
+    transport.faulty_endpoint, transport.nth = endpoint, dict.fromkeys(range(1, 2000), refused)
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         pending = await migrate(session, customer(), journal=journal, to=tmp_path)
         assert isinstance(pending, Pending)
         assert f"answered {status}: not yours" in pending.error
-        assert len(wire.sent) < 40
-        wire.nth.clear()
+        assert len(transport.sent) < 40
+        transport.nth.clear()
         assert isinstance(await migrate(session, customer(), journal=journal, to=tmp_path), Delivered)
 
 
@@ -379,24 +406,30 @@ async def test_a_permanent_refusal_is_not_retried(
     "option", [{"decide": "aprove"}, {"row_filter": "some"}, {"retries": -1}, {"export": "half"}]
 )
 async def test_an_invalid_option_is_refused(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, option: dict[str, object]
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    tmp_path: Path,
+    option: dict[str, object],
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         with pytest.raises(InvalidInput, match=next(iter(option))):
             await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path, **option)  # type: ignore[arg-type]
-    assert not wire.sent
+    assert not transport.sent
 
 
 async def test_each_outcome_keeps_its_details_in_json(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
     set_losses(world, hollow=1.0)
     flagged = CLEAN.replace("p1@x.org", "none", 1)
     lost = Fault(lost_after=True)
-    wire.fault = lambda method, path, number: lost if path.endswith("/companies") and number == 4 else None
+    transport.fault = lambda method, path, number: (
+        lost if path.endswith("/companies") and number == 4 else None
+    )
 
     async def outcome(name: str, text: str, **options: object) -> Outcome:
-        async with opens() as session:
+        async with open_session() as session:
             spec = connected(customer(name, contacts=text))
             return await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / name, **options)  # type: ignore[arg-type]
 
@@ -435,29 +468,31 @@ async def test_each_outcome_keeps_its_details_in_json(
 
 @pytest.mark.parametrize("more", [False, True])
 async def test_sheets_with_the_same_wrong_row_count_each_time_soon_end_as_pending(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, more: bool
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path, more: bool
 ) -> None:
     content = b"E-mail\r\n" + b"p@x\r\n" * (999 if more else 7)
     wrong = Fault(instead=Reply(status=200, body=content, content_type="text/csv"))
-    wire.fault = lambda method, path, number: wrong if path.endswith("/export.csv") else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: wrong if path.endswith("/export.csv") else None
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Pending)
     assert re.search("rows .*were reported", outcome.error)
-    assert sum("sheet_id" in url for _, _, url in wire.sent if "/export.csv" in url) <= (2 if more else 8)
+    assert sum("sheet_id" in url for _, _, url in transport.sent if "/export.csv" in url) <= (
+        2 if more else 8
+    )
     assert [path for path in tmp_path.glob("out/**/*") if path.is_file()] == []
 
 
 async def test_a_sheet_cut_at_the_same_byte_each_time_is_fetched_only_eight_times(
-    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, transport: InProcess, tmp_path: Path
 ) -> None:
     world.variants = Variants(zip_status=404)
     cut = Fault(cut_to=8)
-    wire.fault = lambda method, path, number: (
-        cut if path.endswith("/export.csv") and "sheet_id" in wire.sent[-1][2] else None
+    transport.fault = lambda method, path, number: (
+        cut if path.endswith("/export.csv") and "sheet_id" in transport.sent[-1][2] else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Pending)
     assert "broke off" in (outcome.error or "")
-    assert len([url for _, _, url in wire.sent if "sheet_id" in url]) == 8
+    assert len([url for _, _, url in transport.sent if "sheet_id" in url]) == 8

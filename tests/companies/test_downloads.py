@@ -40,35 +40,35 @@ def world() -> World:
 
 
 @pytest.fixture
-def wire(world: World) -> InProcess:
+def transport(world: World) -> InProcess:
     return InProcess(world)
 
 
 @pytest.fixture
-def imported(wire: InProcess) -> Imported:
+def imported(transport: InProcess) -> Imported:
     """Return a function that opens a company with three sheets; Contacts has 20 rows."""
 
     @asynccontextmanager
     async def make(**variants: object) -> AsyncIterator[Company]:
-        wire.world.variants = replace(Variants(), **variants)  # type: ignore[arg-type]
+        transport.world.variants = replace(Variants(), **variants)  # type: ignore[arg-type]
         async with Session(
-            KEY, BASE_URL, transport=wire, rng=Random(3), retry=RetryPolicy(attempts=3)
+            KEY, BASE_URL, transport=transport, rng=Random(3), retry=RetryPolicy(attempts=3)
         ) as session:
             company = await session.companies.create(name="Acme", source=SOURCE)
             await (await company.imports.start(rows=ROWS)).wait()
             yield company
-        assert wire.open == 0
+        assert transport.open == 0
 
     return make
 
 
-def downloads(wire: InProcess) -> int:
-    return sum("/export.csv" in url for _, _, url in wire.sent)
+def downloads(transport: InProcess) -> int:
+    return sum("/export.csv" in url for _, _, url in transport.sent)
 
 
-def faulty(wire: InProcess, fault: Fault, *numbers: int) -> None:
-    wire.faulty_endpoint = "GET /companies/{id}/export.csv"
-    wire.nth = dict.fromkeys(numbers, fault)
+def faulty(transport: InProcess, fault: Fault, *numbers: int) -> None:
+    transport.faulty_endpoint = "GET /companies/{id}/export.csv"
+    transport.nth = dict.fromkeys(numbers, fault)
 
 
 async def read(chunks: AsyncIterator[bytes]) -> bytes:
@@ -80,7 +80,7 @@ async def read(chunks: AsyncIterator[bytes]) -> bytes:
 
 @pytest.mark.parametrize("wanted", ["Contacts", "contacts", "id", "sheet"])
 async def test_one_sheet_is_selected_by_name_id_or_object(
-    imported: Imported, wire: InProcess, tmp_path: Path, wanted: str
+    imported: Imported, transport: InProcess, tmp_path: Path, wanted: str
 ) -> None:
     async with imported() as company:
         sheet = next(sheet for sheet in company.sheets if sheet.name == "Contacts")
@@ -88,7 +88,7 @@ async def test_one_sheet_is_selected_by_name_id_or_object(
         files = await company.download(to=tmp_path, sheets=[asked, sheet], filter="all")
     assert [(file.sheet, file.rows) for file in files] == [("Contacts", 20)]
     assert [path.name for path in tmp_path.iterdir()] == ["Contacts.csv"]
-    assert downloads(wire) == 1
+    assert downloads(transport) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,29 +96,29 @@ async def test_one_sheet_is_selected_by_name_id_or_object(
     [("Contacts", "a sequence"), ([], "not empty"), (["Nope"], "is not known"), ([""], "is empty")],
 )
 async def test_an_invalid_selection_of_sheets_is_refused_without_a_request(
-    imported: Imported, wire: InProcess, tmp_path: Path, sheets: list[str], reason: str
+    imported: Imported, transport: InProcess, tmp_path: Path, sheets: list[str], reason: str
 ) -> None:
     async with imported() as company:
         with pytest.raises(InvalidInput, match=reason):
             await company.download(to=tmp_path, sheets=sheets)
         with pytest.raises(InvalidInput, match="neither"):
             company.stream("Contacts", filter="some")  # type: ignore[arg-type]
-    assert downloads(wire) == 0
+    assert downloads(transport) == 0
 
 
-async def test_an_ambiguous_sheet_name_is_refused(imported: Imported, wire: InProcess) -> None:
+async def test_an_ambiguous_sheet_name_is_refused(imported: Imported, transport: InProcess) -> None:
     async with imported():
         pass
-    async with Session(KEY, BASE_URL, transport=wire) as session:
+    async with Session(KEY, BASE_URL, transport=transport) as session:
         twins = [Sheet(id="1", name="Twin"), Sheet(id="2", name="Twin")]
         with pytest.raises(InvalidInput, match="is the name of 2 of them"):
             session.companies.open("c", sheets=twins).stream("Twin")
 
 
 async def test_a_text_is_an_id_if_no_sheets_are_known(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
-    async with imported() as company, Session(KEY, BASE_URL, transport=wire) as session:
+    async with imported() as company, Session(KEY, BASE_URL, transport=transport) as session:
         opened_by_id = session.companies.open(company.id)
         files = await opened_by_id.download(to=tmp_path, sheets=[company.sheets[1].id])
         with pytest.raises(NotFound, match="Sheet not found"):
@@ -128,33 +128,33 @@ async def test_a_text_is_an_id_if_no_sheets_are_known(
 
 @pytest.mark.parametrize("status", [404, 501])
 async def test_an_unsupported_archive_is_requested_once(
-    imported: Imported, wire: InProcess, tmp_path: Path, status: int
+    imported: Imported, transport: InProcess, tmp_path: Path, status: int
 ) -> None:
     async with imported(zip_status=status) as company:
         for _ in range(2):
             assert len(await company.download(to=tmp_path)) == 3
-    assert downloads(wire) == 1 + 3 + 3
+    assert downloads(transport) == 1 + 3 + 3
 
 
 async def test_a_404_for_a_company_does_not_mean_that_archives_are_unsupported(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
         gone = company.__class__(company._context, "gone", sheets=company.sheets)
         with pytest.raises(NotFound):
             await gone.download(to=tmp_path)
         await company.download(to=tmp_path)
-    assert downloads(wire) == 2 + 1
+    assert downloads(transport) == 2 + 1
 
 
 @pytest.mark.parametrize("fault", [200, 403, 422, 500, "cut"])
 async def test_sheets_are_downloaded_one_by_one_if_the_archive_always_fails(
-    imported: Imported, wire: InProcess, tmp_path: Path, fault: int | str
+    imported: Imported, transport: InProcess, tmp_path: Path, fault: int | str
 ) -> None:
     async with imported() as company:
-        wire.fault = lambda method, path, number: (
+        transport.fault = lambda method, path, number: (
             (Fault(instead=Reply(status=fault, body=b"{}")) if isinstance(fault, int) else Fault(cut_to=9))
-            if path.endswith("/export.csv") and "sheet_id" not in wire.sent[-1][2]
+            if path.endswith("/export.csv") and "sheet_id" not in transport.sent[-1][2]
             else None
         )
         for _ in range(2):
@@ -162,12 +162,12 @@ async def test_sheets_are_downloaded_one_by_one_if_the_archive_always_fails(
         if fault not in (200, "cut"):  # these fail after the stream has passed on bytes of the archive
             async with company.stream() as chunks:
                 assert len(zipfile.ZipFile(io.BytesIO(await read(chunks))).namelist()) == 3
-    archives = sum("sheet_id" not in url for _, _, url in wire.sent if "/export.csv" in url)
+    archives = sum("sheet_id" not in url for _, _, url in transport.sent if "/export.csv" in url)
     assert 2 <= archives <= 3 * 8  # each download requests the archive again
 
 
 async def test_an_archive_may_have_other_files_and_must_have_each_sheet(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
         names = [sheet.name for sheet in company.sheets]
@@ -176,17 +176,17 @@ async def test_an_archive_may_have_other_files_and_must_have_each_sheet(
             with zipfile.ZipFile(archive, "w") as content:
                 for name in [*extra, *(f"{name}.csv" for name in names[: len(extra) or 1])]:
                     content.writestr(name, "a\n" + "1\n" * 20 * (name == "Contacts.csv"))
-            faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
+            faulty(transport, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
             files = await company.download(to=tmp_path / str(len(extra)))
             assert [file.sheet for file in files] == names  # from the archive, then from single downloads
 
 
 async def test_a_damaged_archive_is_fetched_again(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     """`zipfile` raises several kinds of errors. None of them may be mistaken for a disk error."""
     rng, damaged = Random(4), list[Fault]()
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         damaged.pop() if path.endswith("/export.csv") and damaged else None
     )
     async with imported() as company:
@@ -201,7 +201,7 @@ async def test_a_damaged_archive_is_fetched_again(
 
 @pytest.mark.parametrize("name", ["../x", "CON", "a/b", "..\\x"])
 async def test_a_sheet_name_cannot_lead_out_of_the_folder(
-    imported: Imported, wire: InProcess, tmp_path: Path, name: str
+    imported: Imported, transport: InProcess, tmp_path: Path, name: str
 ) -> None:
     async with imported() as company:
         sheet = Sheet(id=company.sheets[1].id, name=name)
@@ -209,7 +209,7 @@ async def test_a_sheet_name_cannot_lead_out_of_the_folder(
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as content:
             content.writestr(f"{name}.csv", "a\n1\n")
-        faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 2)
+        faulty(transport, Fault(instead=Reply(status=200, body=archive.getvalue())), 2)
         opened_by_id = company.__class__(company._context, company.id)
         [entry] = await opened_by_id.download(to=tmp_path / "out")
     for each in (file, entry):
@@ -218,9 +218,9 @@ async def test_a_sheet_name_cannot_lead_out_of_the_folder(
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-async def downloaded(imported: Imported, wire: InProcess, to: Path, content: bytes) -> int:
+async def downloaded(imported: Imported, transport: InProcess, to: Path, content: bytes) -> int:
     """Return the row count of a sheet whose every download is `content`, after an import of 20 rows."""
-    faulty(wire, Fault(instead=Reply(status=200, body=content, content_type="text/csv")), *range(1, 999))
+    faulty(transport, Fault(instead=Reply(status=200, body=content, content_type="text/csv")), *range(1, 999))
     async with imported() as company:
         [file] = await company.download(to=to, sheets=["Contacts"], filter="all")
     assert Path(file.path).read_bytes() == content
@@ -231,36 +231,36 @@ async def downloaded(imported: Imported, wire: InProcess, to: Path, content: byt
     ("line", "end"), [('p@x,6" pipe', "\r\n"), ('p@x,6"', "\n"), ('p@x, "a,b"', "\n"), ("p@x,a\rb", "\r\n")]
 )
 async def test_an_ambiguous_csv_is_accepted_if_one_reading_has_the_reported_rows(
-    imported: Imported, wire: InProcess, tmp_path: Path, line: str, end: str
+    imported: Imported, transport: InProcess, tmp_path: Path, line: str, end: str
 ) -> None:
     content = "Email,Note" + end + (line + end) * 20
-    assert await downloaded(imported, wire, tmp_path, content.encode()) == 20
-    assert downloads(wire) == 1
+    assert await downloaded(imported, transport, tmp_path, content.encode()) == 20
+    assert downloads(transport) == 1
 
 
 async def test_an_unclosed_quote_is_text_if_a_second_download_is_identical(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     content = b'Email,Note\r\np@x,"6 pipe\r\n' + b"p@x,x\r\n" * 19
-    assert await downloaded(imported, wire, tmp_path, content) == 20
-    assert downloads(wire) == 2
+    assert await downloaded(imported, transport, tmp_path, content) == 20
+    assert downloads(transport) == 2
 
 
 async def test_identical_wrong_downloads_end_with_a_final_error(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     with pytest.raises(TruncatedDownload, match="19 rows arrived") as caught:
-        await downloaded(imported, wire, tmp_path, b"Email,Note\r\n" + b"p@x,x\r\n" * 19)
+        await downloaded(imported, transport, tmp_path, b"Email,Note\r\n" + b"p@x,x\r\n" * 19)
     assert caught.value.is_final
-    assert downloads(wire) == 3  # `attempts` of the session
+    assert downloads(transport) == 3  # `attempts` of the session
     assert not list(tmp_path.iterdir())
 
 
 async def test_varying_wrong_downloads_are_requested_once_per_attempt(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     async with imported() as company:
-        wire.fault = lambda method, path, number: (
+        transport.fault = lambda method, path, number: (
             Fault(instead=Reply(status=200, body=b"Email\r\n" + b"p@x\r\n" * number, content_type="text/csv"))
             if path.endswith("/export.csv")
             else None
@@ -268,35 +268,35 @@ async def test_varying_wrong_downloads_are_requested_once_per_attempt(
         with pytest.raises(TruncatedDownload, match="3 rows arrived") as caught:
             await company.download(to=tmp_path, sheets=["Contacts"], filter="all")
     assert not caught.value.is_final
-    assert downloads(wire) == 3
+    assert downloads(transport) == 3
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 async def test_a_sheet_cut_in_its_last_cell_is_fetched_again(
-    imported: Imported, wire: InProcess, tmp_path: Path, cut: int
+    imported: Imported, transport: InProcess, tmp_path: Path, cut: int
 ) -> None:
     content = b"Email,Note\r\n" + b"p@x,whole\r\n" * 20
     bodies = [content[:-cut], content, content]
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=200, body=bodies[number - 1])) if path.endswith("/export.csv") else None
     )
     async with imported() as company:
         [file] = await company.download(to=tmp_path, sheets=["Contacts"], filter="all")
     assert Path(file.path).read_bytes() == content
-    assert downloads(wire) == 2
+    assert downloads(transport) == 2
 
 
 async def test_a_missing_final_line_end_is_accepted_after_identical_downloads(
-    imported: Imported, wire: InProcess, tmp_path: Path
+    imported: Imported, transport: InProcess, tmp_path: Path
 ) -> None:
     content = b"Email,Note\r\n" + b"\r\n".join([b"p@x,whole"] * 20)
     reply = Fault(instead=Reply(status=200, body=content))
-    wire.fault = lambda method, path, number: reply if path.endswith("/export.csv") else None
+    transport.fault = lambda method, path, number: reply if path.endswith("/export.csv") else None
     async with imported() as company:
         for times in (2, 3, 4):
             [file] = await company.download(to=tmp_path, sheets=["Contacts"], filter="all")
             assert Path(file.path).read_bytes() == content
-            assert downloads(wire) == times
+            assert downloads(transport) == times
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
@@ -304,16 +304,22 @@ async def test_a_missing_final_line_end_is_accepted_after_identical_downloads(
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("rows", [19, 20])
 async def test_rows_of_a_sheet_in_utf_16_or_utf_32_are_counted(
-    imported: Imported, wire: InProcess, tmp_path: Path, encoding: str, cell: str, columns: int, rows: int
+    imported: Imported,
+    transport: InProcess,
+    tmp_path: Path,
+    encoding: str,
+    cell: str,
+    columns: int,
+    rows: int,
 ) -> None:
     lines = [",".join([each] * columns) for each in ["Note", *[cell] * rows]]
     content = "".join(f"{line}\r\n" for line in lines).encode(encoding)
     if rows == 20:
-        assert await downloaded(imported, wire, tmp_path, content) == 20
-        assert downloads(wire) == 1
+        assert await downloaded(imported, transport, tmp_path, content) == 20
+        assert downloads(transport) == 1
     else:
         with pytest.raises(TruncatedDownload, match="19 rows arrived"):
-            await downloaded(imported, wire, tmp_path, content)
+            await downloaded(imported, transport, tmp_path, content)
 
 
 class EndlessResponse:
@@ -362,33 +368,33 @@ async def _streamed(company: Company) -> None:
 async def test_the_download_of_an_endless_sheet_is_stopped(
     world: World, tmp_path: Path, head: bytes, more: bytes, reason: str, streamed: bool
 ) -> None:
-    wire = EndlessDownloads(world)
-    wire.response = EndlessResponse(head, more)
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(3)) as session:
+    transport = EndlessDownloads(world)
+    transport.response = EndlessResponse(head, more)
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(3)) as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await (await company.imports.start(rows=ROWS)).wait()
         with pytest.raises(TruncatedDownload, match=reason):
             await (_streamed(company) if streamed else company.download(to=tmp_path, sheets=["Contacts"]))
-    assert downloads(wire) == 1 + (not streamed)
-    assert wire.response.size <= 40 * 1024 * 1024
+    assert downloads(transport) == 1 + (not streamed)
+    assert transport.response.size <= 40 * 1024 * 1024
     assert not list(tmp_path.iterdir())
 
 
 async def test_the_download_of_an_endless_archive_is_stopped(world: World, tmp_path: Path) -> None:
-    wire = EndlessDownloads(world)
-    wire.response = EndlessResponse(b"PK\x03\x04", b"x" * 1024 * 1024, "application/zip")
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(3)) as session:
+    transport = EndlessDownloads(world)
+    transport.response = EndlessResponse(b"PK\x03\x04", b"x" * 1024 * 1024, "application/zip")
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(3)) as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await (await company.imports.start(rows=ROWS)).wait()
         with pytest.raises(TruncatedDownload):
             await company.download(to=tmp_path, filter="all")
-    assert downloads(wire) <= 4
+    assert downloads(transport) <= 4
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bomb", ["rows", "cell", "members", "sheets"])
 async def test_an_archive_that_unpacks_to_more_than_was_reported_is_refused(
-    imported: Imported, wire: InProcess, tmp_path: Path, bomb: str
+    imported: Imported, transport: InProcess, tmp_path: Path, bomb: str
 ) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
@@ -402,9 +408,9 @@ async def test_an_archive_that_unpacks_to_more_than_was_reported_is_refused(
             for _ in range({"rows": 1, "cell": 40}.get(bomb, 0)):
                 sheet.write((b"p@x\n" if bomb == "rows" else b"abcd") * 2**18)
     body = Reply(status=200, body=archive.getvalue(), content_type="application/zip")
-    wire.fault = lambda method, path, number: None
+    transport.fault = lambda method, path, number: None
     async with imported() as company:
-        faulty(wire, Fault(instead=body), *range(1, 99))
+        faulty(transport, Fault(instead=body), *range(1, 99))
         with pytest.raises(TruncatedDownload):
             await company.download(to=tmp_path, filter="all")
     assert not list(tmp_path.iterdir())
@@ -412,7 +418,7 @@ async def test_an_archive_that_unpacks_to_more_than_was_reported_is_refused(
 
 @pytest.mark.parametrize("zip_status", [200, 404])
 async def test_sheets_whose_names_collide_in_a_file_system_get_separate_files(
-    imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
+    imported: Imported, transport: InProcess, tmp_path: Path, zip_status: int
 ) -> None:
     names = ["Caf\u00e9", "CAFE\u0301", "cafe"]
     archive = io.BytesIO()
@@ -424,7 +430,7 @@ async def test_sheets_whose_names_collide_in_a_file_system_get_separate_files(
             Sheet(id=sheet.id, name=name) for sheet, name in zip(company.sheets, names, strict=True)
         ]
         if zip_status == 200:
-            faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
+            faulty(transport, Fault(instead=Reply(status=200, body=archive.getvalue())), 1)
         files = await company.download(to=tmp_path, report=ImportReport(inserted=20), filter="all")
         [alone] = await company.download(to=tmp_path, sheets=[names[0]], filter="all")
     expected = {"CAFE\u0301": "CAF\u00c9", "Caf\u00e9": "Caf\u00e9-2", "cafe": "cafe"}
@@ -450,10 +456,10 @@ async def test_a_download_replaces_a_symbolic_link_instead_of_following_it(
 
 @pytest.mark.parametrize("zip_status", [200, 404])
 async def test_an_incomplete_download_leaves_no_file(
-    imported: Imported, wire: InProcess, tmp_path: Path, zip_status: int
+    imported: Imported, transport: InProcess, tmp_path: Path, zip_status: int
 ) -> None:
     async with imported(zip_status=zip_status) as company:
-        faulty(wire, Fault(truncated_to=300), *range(1, 99))
+        faulty(transport, Fault(truncated_to=300), *range(1, 99))
         with pytest.raises(TruncatedDownload):
             await company.download(to=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -480,16 +486,16 @@ async def test_a_full_disk_raises_an_error_and_leaves_no_file(
 # As a stream
 
 
-async def test_one_sheet_is_streamed(imported: Imported, wire: InProcess) -> None:
+async def test_one_sheet_is_streamed(imported: Imported, transport: InProcess) -> None:
     async with imported() as company, company.stream("Contacts") as chunks:
         content = await read(chunks)
     assert content.count(b"@x.org") == 20
-    assert "filter=valid" in wire.sent[-1][2]
+    assert "filter=valid" in transport.sent[-1][2]
 
 
 @pytest.mark.parametrize("zip_status", [200, 404, 501])
 async def test_a_stream_of_all_sheets_is_an_archive_even_if_the_server_has_none(
-    imported: Imported, wire: InProcess, zip_status: int
+    imported: Imported, transport: InProcess, zip_status: int
 ) -> None:
     async with imported(zip_status=zip_status) as company:
         for _ in range(2):
@@ -498,57 +504,57 @@ async def test_a_stream_of_all_sheets_is_an_archive_even_if_the_server_has_none(
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert sorted(archive.namelist()) == ["Companies.csv", "Contacts.csv", "Deals.csv"]
         assert archive.read("Contacts.csv").count(b"@x.org") == 20
-    assert downloads(wire) == (2 if zip_status == 200 else 1 + 3 + 3)
+    assert downloads(transport) == (2 if zip_status == 200 else 1 + 3 + 3)
 
 
 @pytest.mark.parametrize("fault", [Fault(truncated_to=2000), Fault(cut_to=2000)], ids=["truncated", "cut"])
 @pytest.mark.parametrize("sheet", ["Contacts", None])
 @pytest.mark.parametrize("zip_status", [200, 404])
 async def test_a_truncated_stream_raises_an_error(
-    imported: Imported, wire: InProcess, fault: Fault, sheet: str | None, zip_status: int
+    imported: Imported, transport: InProcess, fault: Fault, sheet: str | None, zip_status: int
 ) -> None:
     async with imported(zip_status=zip_status) as company:
         body_of = 1 if sheet else 1 if zip_status == 200 else 3  # Contacts is the second sheet
         if sheet is None and zip_status == 200:
             fault = replace(fault, **{"truncated_to" if fault.truncated_to else "cut_to": 400})
-        faulty(wire, fault, body_of)
+        faulty(transport, fault, body_of)
         received = bytearray()
         with pytest.raises(TruncatedDownload):
             await _relay(company, sheet, received)
         assert received
         assert sheet is not None or not zipfile.is_zipfile(io.BytesIO(received))
-    assert wire.faults_met == 1
+    assert transport.faults_met == 1
 
 
 @pytest.mark.parametrize(
     "fault", ["request-lost", "answer-lost", "500-before", "html-200", "too-many", "redirect"]
 )
 async def test_a_stream_is_retried_before_its_first_byte(
-    imported: Imported, wire: InProcess, fault: str
+    imported: Imported, transport: InProcess, fault: str
 ) -> None:
     async with imported() as company:
-        faulty(wire, FAULTS[fault], 1)
+        faulty(transport, FAULTS[fault], 1)
         async with company.stream("Contacts") as chunks:
             assert (await read(chunks)).count(b"@x.org") == 20
-    assert downloads(wire) == 2
+    assert downloads(transport) == 2
 
 
-async def test_leaving_a_stream_early_closes_its_connection(imported: Imported, wire: InProcess) -> None:
+async def test_leaving_a_stream_early_closes_its_connection(imported: Imported, transport: InProcess) -> None:
     async with imported() as company:
         async with company.stream("Contacts") as chunks:
             assert await anext(chunks)
-            assert wire.open == 1
-        assert wire.open == 0
+            assert transport.open == 1
+        assert transport.open == 0
         with pytest.raises(RateLimited):  # an error of the reader is not mistaken for one of the server
             async with company.stream("Contacts"):
                 raise RateLimited("GET", "/storage", 429, "slow down")
-        assert wire.open == 0
+        assert transport.open == 0
         reader = asyncio.create_task(_never_done(company))
         await asyncio.sleep(1.0)
-        assert wire.open == 1
+        assert transport.open == 1
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
-        assert wire.open == 0
+        assert transport.open == 0
 
 
 async def _relay(company: Company, sheet: str | None, to: bytearray) -> None:
@@ -563,9 +569,9 @@ async def _never_done(company: Company) -> None:
             await asyncio.sleep(3600)
 
 
-async def test_open_streams_do_not_use_up_the_rate_limit(imported: Imported, wire: InProcess) -> None:
+async def test_open_streams_do_not_use_up_the_rate_limit(imported: Imported, transport: InProcess) -> None:
     """A body that takes minutes does not delay the next request."""
-    async with imported() as company, Session(KEY, BASE_URL, limit=2, transport=wire) as session:
+    async with imported() as company, Session(KEY, BASE_URL, limit=2, transport=transport) as session:
         sheets = [session.companies.open(company.id).stream(sheet) for sheet in company.sheets]
         async with sheets[0] as first, sheets[1] as second:
             await asyncio.sleep(120.0)

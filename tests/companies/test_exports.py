@@ -41,25 +41,25 @@ def imported() -> Imported:
             pace=RunDurations(sigma=0.0),
             variants=variants,
         )
-        wire = InProcess(world)
+        transport = InProcess(world)
         async with Session(
-            KEY, BASE_URL, transport=wire, rng=Random(3), retry=RetryPolicy(attempts=3)
+            KEY, BASE_URL, transport=transport, rng=Random(3), retry=RetryPolicy(attempts=3)
         ) as session:
             company = await session.companies.create(
                 name="Acme", source=SOURCE, connections=DESTINATION if connected else None
             )
             await (await company.imports.start(rows=ROWS)).wait()
-            yield company, wire
+            yield company, transport
 
     return make
 
 
-def starts(wire: InProcess) -> int:
-    return sum(method == "POST" and url.endswith(START) for _, method, url in wire.sent)
+def starts(transport: InProcess) -> int:
+    return sum(method == "POST" and url.endswith(START) for _, method, url in transport.sent)
 
 
 async def test_a_full_export_follows_a_clean_canary(imported: Imported) -> None:
-    async with imported() as (company, wire):
+    async with imported() as (company, transport):
         exported = await company.export(canary_key="c", full_key="f")
         again = await company.export(canary_key="c", full_key="f")
     assert exported.canary is not None
@@ -70,7 +70,7 @@ async def test_a_full_export_follows_a_clean_canary(imported: Imported) -> None:
     assert exported.stopped is None
     assert "natural key" in exported.note
     assert again == exported
-    assert starts(wire) == 4
+    assert starts(transport) == 4
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ async def test_a_full_export_follows_a_clean_canary(imported: Imported) -> None:
 async def test_no_full_export_follows_a_canary_with_losses(
     imported: Imported, kind: str, variants: Variants
 ) -> None:
-    async with imported(variants) as (company, wire):
+    async with imported(variants) as (company, transport):
         exported = await company.export()
     assert exported.full is None
     assert not exported.is_clean
@@ -93,13 +93,13 @@ async def test_no_full_export_follows_a_canary_with_losses(
     assert ("1 were hollow" in exported.stopped) == (kind == "hollow")
     assert len(exported.report.failed) == (kind == "failed")
     assert len(exported.report.hollow) == (kind == "hollow")
-    assert starts(wire) == 1
+    assert starts(transport) == 1
 
 
 async def test_no_full_export_follows_a_canary_without_a_report(imported: Imported) -> None:
-    async with imported() as (company, wire):
+    async with imported() as (company, transport):
         done = Reply(status=200, body=b'{"status": "completed"}')
-        wire.fault = lambda method, path, n: (
+        transport.fault = lambda method, path, n: (
             Fault(instead=done) if method == "GET" and "/exports/" in path else None
         )
         exported = await company.export()
@@ -131,36 +131,36 @@ async def test_canary_first_false_starts_the_full_export_directly(imported: Impo
 async def test_a_missing_connection_is_named_in_each_form_of_the_error(
     imported: Imported, reading: str, error: type[Exception], text: bool
 ) -> None:
-    async with imported(replace(CLEAN, unconnected_export=reading), connected=False) as (company, wire):
+    async with imported(replace(CLEAN, unconnected_export=reading), connected=False) as (company, transport):
         if not text:
             nothing = Fault(change=lambda body: body.replace(b"No destination is connected", b""))
-            wire.fault = lambda method, path, n: nothing if "/exports/" in path else None
-            wire.world.variants = replace(wire.world.variants, error_body=False)
+            transport.fault = lambda method, path, n: nothing if "/exports/" in path else None
+            transport.world.variants = replace(transport.world.variants, error_body=False)
         with pytest.raises(error, match="No destination is connected" if text else "without `connections`"):
             await company.export()
-    assert starts(wire) == 1
+    assert starts(transport) == 1
 
 
 @pytest.mark.parametrize("fault", ["answer-lost", "500-after", "hang", "truncated"])
 async def test_a_start_without_a_response_can_be_repeated_with_its_key(
     imported: Imported, fault: str
 ) -> None:
-    async with imported() as (company, wire):
-        wire.fault = lambda method, path, n: FAULTS[fault] if path.endswith(START) else None
+    async with imported() as (company, transport):
+        transport.fault = lambda method, path, n: FAULTS[fault] if path.endswith(START) else None
         with pytest.raises(UnknownOutcome, match="same idempotency key") as unknown:
             await company.exports.start(mode="full")
-        wire.fault = lambda method, path, n: None
+        transport.fault = lambda method, path, n: None
         key = msgspec.json.decode(unknown.value.sent)["idempotency_key"]
         run = await company.exports.start(mode="full", idempotency_key=key)
         assert (await run.wait()).status == "completed"
-    assert wire.world.verdict(now=10**6).duplicate_exports == 0
+    assert transport.world.verdict(now=10**6).duplicate_exports == 0
     assert "secret-of-d" not in str(unknown.value) + unknown.value.sent
 
 
 async def test_an_attempt_that_may_have_arrived_makes_the_outcome_unknown(imported: Imported) -> None:
     """This holds even if the later attempts were refused a connection."""
-    async with imported() as (company, wire):
-        wire.fault = lambda method, path, n: (
+    async with imported() as (company, transport):
+        transport.fault = lambda method, path, n: (
             (FAULTS["answer-lost"] if n == 1 else Fault(refused=True)) if path.endswith(START) else None
         )
         with pytest.raises(UnknownOutcome):
@@ -168,8 +168,8 @@ async def test_an_attempt_that_may_have_arrived_makes_the_outcome_unknown(import
 
 
 async def test_refused_connections_raise_no_answer(imported: Imported) -> None:
-    async with imported() as (company, wire):
-        wire.fault = lambda method, path, n: Fault(refused=True) if path.endswith(START) else None
+    async with imported() as (company, transport):
+        transport.fault = lambda method, path, n: Fault(refused=True) if path.endswith(START) else None
         with pytest.raises(NoAnswer):
             await company.exports.start(mode="full")
 
@@ -190,8 +190,8 @@ async def test_an_export_is_opened_by_its_id(imported: Imported) -> None:
 
 
 async def test_a_selection_limits_the_exported_rows(imported: Imported) -> None:
-    async with imported() as (company, wire):
-        other = next(schema.id for schema in SCHEMAS if schema.id not in wire.world.schemas)
+    async with imported() as (company, transport):
+        other = next(schema.id for schema in SCHEMAS if schema.id not in transport.world.schemas)
         exported = await company.export(template_ids=[other], row_filter="plan = 'pro'")
     assert exported.report.total == 0
 
@@ -210,23 +210,23 @@ async def test_a_selection_limits_the_exported_rows(imported: Imported) -> None:
 async def test_an_invalid_argument_is_refused_without_a_request(
     imported: Imported, field: str, wrong: dict[str, str]
 ) -> None:
-    async with imported() as (company, wire):
-        before = len(wire.sent)
+    async with imported() as (company, transport):
+        before = len(transport.sent)
         with pytest.raises(InvalidInput, match=field):
             await company.exports.start(**{"mode": "full", **wrong})  # type: ignore[arg-type]
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
 
 
 @pytest.mark.parametrize("keys", [("", None), (None, ""), ("k", "k")])
 async def test_the_keys_of_canary_and_full_export_must_differ(
     imported: Imported, keys: tuple[str | None, str | None]
 ) -> None:
-    async with imported() as (company, wire):
+    async with imported() as (company, transport):
         with pytest.raises(InvalidInput, match="_key"):
             await company.export(canary_key=keys[0], full_key=keys[1])
         with pytest.raises(InvalidInput, match="run_id"):
             company.exports.open("")
-        assert starts(wire) == 0
+        assert starts(transport) == 0
 
 
 @pytest.mark.parametrize(

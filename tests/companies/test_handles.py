@@ -12,14 +12,16 @@ from asyncmig import Conflict, Custom, InvalidInput, RunFailed, Spec
 from asyncmig.customers.catalog import named
 from asyncmig.simulator import Reply, World
 
-from .conftest import DUPLICATES, SOURCE, Opens
+from .conftest import DUPLICATES, SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
 
 
-async def test_the_first_example_of_the_readme_runs(opens: Opens, customer: Customer, tmp_path: Path) -> None:
-    async with opens() as session:
+async def test_the_first_example_of_the_readme_runs(
+    open_session: OpenSession, customer: Customer, tmp_path: Path
+) -> None:
+    async with open_session() as session:
         source = named("source", "HubSpot", await session.companies.sources()).id
         company = await session.companies.create(name="Acme", source=source, external_id="acme-001")
         run = await company.imports.start(files=list(customer().files))
@@ -31,22 +33,22 @@ async def test_the_first_example_of_the_readme_runs(opens: Opens, customer: Cust
 
 
 async def test_a_download_is_checked_against_the_last_report_by_default(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.world.schemas = dict(list(wire.world.schemas.items())[1:2])
-    wire.fault = lambda method, path, number: (
+    transport.world.schemas = dict(list(transport.world.schemas.items())[1:2])
+    transport.fault = lambda method, path, number: (
         Fault(truncated_to=100) if path.endswith("/export.csv") and number == 1 else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         await (await company.imports.start(files=list(customer().files))).wait()
         files = await company.download(to=tmp_path / "out")
     assert [file.rows for file in files] == [20]
 
 
-async def test_rows_are_imported_without_a_file(opens: Opens, tmp_path: Path) -> None:
+async def test_rows_are_imported_without_a_file(open_session: OpenSession, tmp_path: Path) -> None:
     rows = [{"Email": f"p{n}@x.org", "Last Name": "L", "First Name": "F"} for n in range(3)]
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         done = await (await company.imports.start(rows=rows)).wait()
         await company.download(to=tmp_path, filter="all")
@@ -56,9 +58,9 @@ async def test_rows_are_imported_without_a_file(opens: Opens, tmp_path: Path) ->
 
 
 async def test_a_repeated_key_returns_the_same_run_and_conflicts_on_another_payload(
-    opens: Opens, world: World
+    open_session: OpenSession, world: World
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         first = await company.imports.start(rows=[{"a": 1}], idempotency_key="k")
         second = await company.imports.start(rows=[{"a": 1}], idempotency_key="k")
@@ -73,20 +75,20 @@ async def test_a_repeated_key_returns_the_same_run_and_conflicts_on_another_payl
         assert [state.run_id async for state in company.imports.list()] == [first.id]
 
 
-async def test_a_wrapped_active_import_is_read(opens: Opens, wire: InProcess) -> None:
-    async with opens() as session:
+async def test_a_wrapped_active_import_is_read(open_session: OpenSession, transport: InProcess) -> None:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(rows=[{"a": 1}])
-        wire.fault = lambda method, path, number: Fault(change=lambda body: b'{"run": ' + body + b"}")
+        transport.fault = lambda method, path, number: Fault(change=lambda body: b'{"run": ' + body + b"}")
         active = await company.imports.active()
         assert active is not None
         assert active.run_id == run.id
 
 
 async def test_answers_are_checked_against_the_questions(
-    opens: Opens, customer: Customer, wire: InProcess
+    open_session: OpenSession, customer: Customer, transport: InProcess
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
         with pytest.raises(InvalidInput, match="asks nothing"):
@@ -94,7 +96,7 @@ async def test_answers_are_checked_against_the_questions(
         await run.wait()
         assert run.needs_attention is not None
         question = run.needs_attention.questions[0]
-        before = len(wire.sent)
+        before = len(transport.sent)
         for answers, reason in (
             ({"fq9": "a"}, "is not a question of this run"),
             ({question.id: "z"}, "is not one of"),
@@ -102,7 +104,7 @@ async def test_answers_are_checked_against_the_questions(
         ):
             with pytest.raises(InvalidInput, match=reason):
                 await run.approve(answers=answers)
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
         await run.approve(answers={question.id: "a"})
         done = await run.wait()
     assert done.report is not None
@@ -110,9 +112,9 @@ async def test_answers_are_checked_against_the_questions(
 
 
 async def test_a_decision_after_that_of_another_client_is_a_conflict(
-    opens: Opens, customer: Customer
+    open_session: OpenSession, customer: Customer
 ) -> None:
-    async with opens() as session, opens() as elsewhere:
+    async with open_session() as session, open_session() as elsewhere:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
         await run.wait()
@@ -126,9 +128,9 @@ async def test_a_decision_after_that_of_another_client_is_a_conflict(
 
 
 async def test_a_stale_read_after_a_decision_is_not_a_new_park(
-    opens: Opens, customer: Customer, wire: InProcess, world: World
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
         parked = await run.wait()
@@ -142,17 +144,17 @@ async def test_a_stale_read_after_a_decision_is_not_a_new_park(
                 return Fault(instead=stale) if reads <= 2 else None
             return None
 
-        wire.fault = lagging
+        transport.fault = lagging
         await run.approve()
         assert (await run.wait()).status == "completed"
 
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_new_handle_ignores_stale_reads_after_a_decision(
-    opens: Opens, world: World, seed: int
+    open_session: OpenSession, world: World, seed: int
 ) -> None:
     world.variants = replace(world.variants, parks_twice=True)
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         mails = [*(f"p{n}@x.org" for n in range(20)), *["p1@x.org"] * 3, *(f"bad {n}" for n in range(3))]
         rows = [{"Email": mail, "First Name": "F", "Last Name": "L"} for mail in mails]
@@ -175,25 +177,25 @@ async def test_a_new_handle_ignores_stale_reads_after_a_decision(
 
 
 async def test_a_park_that_another_handle_decided_is_not_decided_again(
-    opens: Opens, customer: Customer, wire: InProcess, world: World
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(files=list(customer(contacts=DUPLICATES).files))
         parked = Reply(status=200, body=__import__("msgspec").json.encode(await run.wait()))
         other = company.imports.open(run.id)
         await run.approve()
-        wire.fault = lambda method, path, number: (
+        transport.fault = lambda method, path, number: (
             Fault(instead=parked) if method == "GET" and path.endswith(run.id) else None
         )
-        before = len(wire.sent)
+        before = len(transport.sent)
         with pytest.raises(Conflict, match="was already decided"):
             await other.approve()
-        assert not any(url.endswith("/decisions") for _, _, url in wire.sent[before:])
+        assert not any(url.endswith("/decisions") for _, _, url in transport.sent[before:])
 
 
-async def test_updates_yields_each_update_once_and_ends(opens: Opens) -> None:
-    async with opens() as session:
+async def test_updates_yields_each_update_once_and_ends(open_session: OpenSession) -> None:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(rows=[{"a": 1}])
         seen = [(state.status, state.progress_message) async for state in run.updates()]

@@ -11,7 +11,7 @@ from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Outc
 from asyncmig.events import MigrationChanged
 from asyncmig.simulator import World
 
-from .conftest import CLEAN, SOURCE, Opens
+from .conftest import CLEAN, SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -24,15 +24,23 @@ def placed(path: Path, external_id: str = "acme") -> Spec:
     return Spec(external_id=external_id, name=external_id, source=SOURCE, files=(path,))
 
 
-async def outcomes_of(opens: Opens, specs: list[Spec], to: Path) -> dict[str, Outcome]:
-    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=to, decide="approve") as fleet:
+async def outcomes_of(open_session: OpenSession, specs: list[Spec], to: Path) -> dict[str, Outcome]:
+    async with (
+        open_session() as session,
+        Fleet(session, journal=MemoryJournal(), to=to, decide="approve") as fleet,
+    ):
         return {outcome.external_id: outcome async for outcome in fleet.run(specs)}
 
 
 @pytest.mark.parametrize("by", ["fleet", "migrate"])
 @pytest.mark.parametrize("link", ["none", "file", "folder", "relative"])
 async def test_an_input_file_in_the_output_folder_is_refused(
-    opens: Opens, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, link: str
+    open_session: OpenSession,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
+    link: str,
 ) -> None:
     to = tmp_path / "out"
     spec = placed(to / "acme" / "Contacts.csv")
@@ -46,9 +54,9 @@ async def test_an_input_file_in_the_output_folder_is_refused(
         monkeypatch.chdir(tmp_path / "out" / "acme")
         to = Path("..")
     if by == "fleet":
-        outcome = (await outcomes_of(opens, [spec], to))["acme"]
+        outcome = (await outcomes_of(open_session, [spec], to))["acme"]
     else:
-        async with opens() as session:
+        async with open_session() as session:
             outcome = await migrate(session, spec, journal=MemoryJournal(), to=to / "acme")
     assert isinstance(outcome, Failed)
     assert "where sheets are delivered" in outcome.error
@@ -58,10 +66,10 @@ async def test_an_input_file_in_the_output_folder_is_refused(
 
 
 async def test_an_input_file_in_the_folder_of_another_customer_is_not_replaced(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     mine = placed(tmp_path / "out" / "bolt" / "Contacts.csv", "acme")
-    outcomes = await outcomes_of(opens, [mine, customer("bolt"), customer("cora")], tmp_path / "out")
+    outcomes = await outcomes_of(open_session, [mine, customer("bolt"), customer("cora")], tmp_path / "out")
     assert isinstance(outcomes["acme"], Failed)
     assert isinstance(outcomes["cora"], Delivered)
     assert isinstance(outcomes["bolt"], Failed)
@@ -71,7 +79,7 @@ async def test_an_input_file_in_the_folder_of_another_customer_is_not_replaced(
 
 @pytest.mark.parametrize("how", ["moved", "linked", "hard-linked"])
 async def test_an_input_file_moved_to_the_output_folder_is_not_replaced(
-    opens: Opens, customer: Customer, tmp_path: Path, how: str
+    open_session: OpenSession, customer: Customer, tmp_path: Path, how: str
 ) -> None:
     spec, target = customer(), tmp_path / "out" / "Contacts.csv"
     source = spec.files[0]
@@ -86,7 +94,7 @@ async def test_an_input_file_moved_to_the_output_folder_is_not_replaced(
             else:
                 os.link(source, target)
 
-    async with opens() as session:
+    async with open_session() as session:
         with session.events.subscribe(move_file):
             outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Failed)
@@ -97,10 +105,10 @@ async def test_an_input_file_moved_to_the_output_folder_is_not_replaced(
 
 @pytest.mark.parametrize("by", ["upload", "start"])
 async def test_a_company_does_not_replace_the_files_that_it_uploaded(
-    opens: Opens, tmp_path: Path, by: str
+    open_session: OpenSession, tmp_path: Path, by: str
 ) -> None:
     spec = placed(tmp_path / "Contacts.csv")
-    async with opens() as session:
+    async with open_session() as session:
         company = await session.companies.create(name="A", source=SOURCE, external_id="acme")
         file = await company.upload(spec.files[0]) if by == "upload" else spec.files[0]
         run = await company.imports.start(files=[file])
@@ -113,10 +121,10 @@ async def test_a_company_does_not_replace_the_files_that_it_uploaded(
 
 
 async def test_sheets_of_an_earlier_delivery_are_replaced(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         first = await migrate(session, spec, journal=journal, to=tmp_path / "out")
         assert isinstance(first, Delivered)
         again = await migrate(session, spec, journal=journal, to=tmp_path / "out", row_filter="all")
@@ -124,10 +132,13 @@ async def test_sheets_of_an_earlier_delivery_are_replaced(
 
 
 async def test_two_specs_of_one_customer_are_refused_before_a_request(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     one, other = customer("acme"), placed(tmp_path / "other.csv", "acme")
-    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+    async with (
+        open_session() as session,
+        Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet,
+    ):
         for specs in ([one, customer("bolt"), other], [one, one]):
             with pytest.raises(InvalidInput, match="external_id='acme'"):
                 _ = [outcome async for outcome in fleet.run(specs)]
@@ -135,10 +146,13 @@ async def test_two_specs_of_one_customer_are_refused_before_a_request(
 
 
 async def test_another_spec_of_a_running_customer_is_refused(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     one, other = customer("acme"), placed(tmp_path / "other.csv", "acme")
-    async with opens() as session, Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+    async with (
+        open_session() as session,
+        Fleet(session, journal=MemoryJournal(), to=tmp_path / "out") as fleet,
+    ):
         running = fleet.submit(one)
         assert fleet.submit(customer("acme")) is running
         with pytest.raises(InvalidInput, match="external_id='acme'"):
@@ -154,7 +168,7 @@ async def test_another_spec_of_a_running_customer_is_refused(
 @pytest.mark.parametrize("by", ["fleet", "migrate", "validate"])
 @pytest.mark.parametrize("path", ["outside", "dots", "link", "linked folder", "the root"])
 async def test_a_file_outside_of_the_root_is_refused(
-    opens: Opens, world: World, tmp_path: Path, by: str, path: str
+    open_session: OpenSession, world: World, tmp_path: Path, by: str, path: str
 ) -> None:
     root, outside = tmp_path / "root", tmp_path / "root-2"
     spec = placed(outside / "contacts.csv")
@@ -173,7 +187,7 @@ async def test_a_file_outside_of_the_root_is_refused(
         with pytest.raises(InvalidInput, match="lies outside of"):
             spec.validate(root=root)
         return
-    async with opens() as session:
+    async with open_session() as session:
         if by == "fleet":
             async with Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", root=root) as fleet:
                 outcome = await fleet.submit(spec)
@@ -187,20 +201,22 @@ async def test_a_file_outside_of_the_root_is_refused(
 
 
 @pytest.mark.parametrize("link", [False, True])
-async def test_a_file_below_the_root_is_migrated(opens: Opens, tmp_path: Path, link: bool) -> None:
+async def test_a_file_below_the_root_is_migrated(
+    open_session: OpenSession, tmp_path: Path, link: bool
+) -> None:
     spec, root = placed(tmp_path / "in" / "acme" / "contacts.csv"), tmp_path / "in"
     if link:
         (tmp_path / "to-in").symlink_to(root)
         root = tmp_path / "to-in"
     async with (
-        opens() as session,
+        open_session() as session,
         Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", root=root) as fleet,
     ):
         assert isinstance(await fleet.submit(spec), Delivered)
 
 
 async def test_a_link_out_of_the_root_that_replaces_a_file_is_not_followed(
-    opens: Opens, world: World, customer: Customer, tmp_path: Path
+    open_session: OpenSession, world: World, customer: Customer, tmp_path: Path
 ) -> None:
     spec, secret = customer("acme"), placed(tmp_path / "secret.csv").files[0]
 
@@ -210,7 +226,7 @@ async def test_a_link_out_of_the_root_that_replaces_a_file_is_not_followed(
             spec.files[0].symlink_to(secret)
 
     async with (
-        opens() as session,
+        open_session() as session,
         Fleet(session, journal=MemoryJournal(), to=tmp_path / "out", root=tmp_path / "in") as fleet,
     ):
         with session.events.subscribe(swap):
@@ -221,9 +237,12 @@ async def test_a_link_out_of_the_root_that_replaces_a_file_is_not_followed(
 
 
 async def test_a_root_that_is_not_a_folder_is_an_error(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
-    async with opens() as session, Fleet(session, journal=MemoryJournal(), root=tmp_path / "none") as fleet:
+    async with (
+        open_session() as session,
+        Fleet(session, journal=MemoryJournal(), root=tmp_path / "none") as fleet,
+    ):
         outcome = await fleet.submit(customer())
     assert isinstance(outcome, Failed)
     assert "root=" in outcome.error

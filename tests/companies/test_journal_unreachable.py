@@ -27,7 +27,7 @@ from asyncmig.events import AttemptFailed, Recovered
 from asyncmig.journal import Activity, ClaimPort, Instruction, JournalEvent, Wanted
 from asyncmig.simulator import Variants, World
 
-from .conftest import DUPLICATES, Opens
+from .conftest import DUPLICATES, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -103,10 +103,10 @@ class UnreachableClaim:
 
 
 async def test_an_outcome_is_returned_even_if_the_claim_cannot_be_released(
-    opens: Opens, customer: Customer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    open_session: OpenSession, customer: Customer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = UnreachableJournal(lambda kind: kind == "release")
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
     assert isinstance(outcome, Delivered)
     assert "connection refused" in caplog.text
@@ -137,10 +137,10 @@ def unreachable_for(seconds: float, first: str) -> Callable[[str], bool]:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_a_response_is_recorded_once_the_journal_is_reachable_again(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, answer: str
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path, answer: str
 ) -> None:
     journal = UnreachableJournal(unreachable_for(80.0, answer))
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(
             session,
             exported(customer, world),
@@ -157,19 +157,19 @@ async def test_a_response_is_recorded_once_the_journal_is_reachable_again(
 
 
 async def test_no_request_follows_a_creation_until_the_journal_has_the_company(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     journal = UnreachableJournal(unreachable_for(80.0, "created"))
-    async with opens() as session:
+    async with open_session() as session:
         migration = asyncio.ensure_future(migrate(session, customer(), journal=journal, to=tmp_path / "out"))
         await asyncio.sleep(79.0)
-        assert [method for _, method, _ in wire.sent] == ["POST"]
+        assert [method for _, method, _ in transport.sent] == ["POST"]
         assert isinstance(await migration, Delivered)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_a_response_that_could_not_be_recorded_is_recorded_by_the_next_call(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, answer: str
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path, answer: str
 ) -> None:
     journal, spec = UnreachableJournal(unreachable_for(3600.0, answer)), exported(customer, world)
 
@@ -178,7 +178,7 @@ async def test_a_response_that_could_not_be_recorded_is_recorded_by_the_next_cal
             session, spec, journal=journal, to=tmp_path / "out", decide="approve", export="canary"
         )
 
-    async with opens() as session:
+    async with open_session() as session:
         with pytest.raises(JournalError, match="connection refused; the journal does not have"):
             await call(session)
         await asyncio.sleep(3600.0)
@@ -191,10 +191,14 @@ async def test_a_response_that_could_not_be_recorded_is_recorded_by_the_next_cal
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0])
 async def test_a_customer_cancelled_during_the_outage_continues_from_the_response(
-    opens: Opens, customer: Customer, tmp_path: Path, seconds: float, caplog: pytest.LogCaptureFixture
+    open_session: OpenSession,
+    customer: Customer,
+    tmp_path: Path,
+    seconds: float,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     journal = UnreachableJournal(unreachable_for(80.0, "created"))
-    async with opens() as session:
+    async with open_session() as session:
         migration = asyncio.ensure_future(migrate(session, customer(), journal=journal, to=tmp_path / "out"))
         await asyncio.sleep(5.0 + seconds)
         migration.cancel()
@@ -207,10 +211,10 @@ async def test_a_customer_cancelled_during_the_outage_continues_from_the_respons
 
 
 async def test_a_change_by_another_process_during_the_outage_is_kept(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     journal = UnreachableJournal(unreachable_for(1800.0, "created"))
-    async with opens() as session:
+    async with open_session() as session:
         with pytest.raises(JournalError) as caught:
             await migrate(session, customer(), journal=journal, to=tmp_path / "out")
         advice = re.search(r"`asyncmig adopt acme (\S+)`", str(caught.value))
@@ -225,10 +229,10 @@ async def test_a_change_by_another_process_during_the_outage_is_kept(
 
 
 async def test_the_outcome_of_a_drained_customer_has_ids_that_the_journal_lacks(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal = UnreachableJournal(unreachable_for(3600.0, "started"))
-    async with opens() as session, Fleet(session, journal=journal, to=tmp_path / "out") as fleet:
+    async with open_session() as session, Fleet(session, journal=journal, to=tmp_path / "out") as fleet:
         ending = fleet.submit(customer())
         await asyncio.sleep(60.0)
         await fleet.drain()
@@ -241,11 +245,11 @@ async def test_the_outcome_of_a_drained_customer_has_ids_that_the_journal_lacks(
 
 
 async def test_failures_to_reach_the_journal_are_reported_at_intervals(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     loop, events = asyncio.get_running_loop(), list[object]()
     journal = UnreachableJournal(lambda kind: kind == "uploaded" and loop.time() < 200.0)
-    async with opens() as session:
+    async with open_session() as session:
         with session.events.subscribe(events.append):
             outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)

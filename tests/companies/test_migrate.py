@@ -30,7 +30,7 @@ from asyncmig import (
 from asyncmig.customers.outcome import LONGEST_ERROR
 from asyncmig.simulator import Reply, Variants, World
 
-from .conftest import CLEAN, DUPLICATES, Opens
+from .conftest import CLEAN, DUPLICATES, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -47,9 +47,9 @@ def on(method: str, ending: str, *numbers: int, fault: Fault) -> Callable[[str, 
 
 
 async def test_files_are_imported_and_sheets_are_delivered(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Delivered)
     assert {file.sheet: file.rows for file in outcome.files} == {"Companies": 0, "Contacts": 20, "Deals": 0}
@@ -58,22 +58,22 @@ async def test_files_are_imported_and_sheets_are_delivered(
 
 
 async def test_a_delivered_customer_is_not_migrated_again(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         first = await migrate(session, customer(), journal=journal, to=tmp_path / "out")
-    before = len(wire.sent)
-    async with opens() as session:
+    before = len(transport.sent)
+    async with open_session() as session:
         assert await migrate(session, customer(), journal=journal, to=tmp_path / "out") == first
-    assert len(wire.sent) == before
+    assert len(transport.sent) == before
 
 
 async def test_a_deleted_delivered_file_is_fetched_again(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, customer(), journal=journal, to=tmp_path)
         (tmp_path / "Contacts.csv").unlink()
         assert isinstance(await migrate(session, customer(), journal=journal, to=tmp_path), Delivered)
@@ -86,10 +86,16 @@ async def test_a_deleted_delivered_file_is_fetched_again(
 )
 @pytest.mark.parametrize("ending", ["/uploads", "/imports", "/export.csv", "/storage"])
 async def test_a_lost_response_causes_no_second_import(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, ending: str, fault: Fault
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    world: World,
+    tmp_path: Path,
+    ending: str,
+    fault: Fault,
 ) -> None:
-    wire.fault = lambda method, path, number: fault if path.endswith(ending) and number == 1 else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: fault if path.endswith(ending) and number == 1 else None
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert outcome.report is not None
@@ -98,10 +104,10 @@ async def test_a_lost_response_causes_no_second_import(
 
 
 async def test_a_creation_without_a_response_is_unknown(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
-    wire.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
-    async with opens() as session:
+    transport.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Unknown)
     assert "adopt" in outcome.error
@@ -110,18 +116,18 @@ async def test_a_creation_without_a_response_is_unknown(
 
 
 async def test_a_creation_that_never_arrived_is_repeated(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.fault = on("POST", COMPANIES, 1, 2, fault=Fault(lost_before=True))
-    async with opens() as session:
+    transport.fault = on("POST", COMPANIES, 1, 2, fault=Fault(lost_before=True))
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
 
 
 async def test_an_existing_name_fails_with_the_error_of_the_server(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         await session.companies.create(name="acme Ltd", source=customer().source)
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Failed)
@@ -129,23 +135,23 @@ async def test_an_existing_name_fails_with_the_error_of_the_server(
 
 
 async def test_an_existing_company_without_a_journal_entry_is_unknown(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         await session.companies.create(name="other", source=customer().source, external_id="acme")
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Unknown)
 
 
 async def test_a_parked_import_continues_once_it_is_approved(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
-    async with opens() as session:
+    async with open_session() as session:
         parked = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(parked, Parked)
     assert [action.action for action in parked.destructive] == ["dedup_keep_first"]
-    async with opens() as session:
+    async with open_session() as session:
         safe = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve_safe")
         assert isinstance(safe, Parked)
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide="approve")
@@ -154,8 +160,10 @@ async def test_a_parked_import_continues_once_it_is_approved(
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 1
 
 
-async def test_a_rejected_import_ends_as_failed(opens: Opens, customer: Customer, tmp_path: Path) -> None:
-    async with opens() as session:
+async def test_a_rejected_import_ends_as_failed(
+    open_session: OpenSession, customer: Customer, tmp_path: Path
+) -> None:
+    async with open_session() as session:
         outcome = await migrate(
             session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide="reject"
         )
@@ -163,11 +171,13 @@ async def test_a_rejected_import_ends_as_failed(opens: Opens, customer: Customer
     assert outcome.error == "Rejected by a person"
 
 
-async def test_a_function_of_the_caller_decides(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_a_function_of_the_caller_decides(
+    open_session: OpenSession, customer: Customer, tmp_path: Path
+) -> None:
     async def decide(parked: Parked) -> Approve:
         return Approve({question.id: "b" for question in parked.attention.questions})
 
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(
             session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide=decide
         )
@@ -178,10 +188,15 @@ async def test_a_function_of_the_caller_decides(opens: Opens, customer: Customer
 
 @pytest.mark.parametrize("fault", [Fault(lost_before=True), Fault(lost_after=True)], ids=repr)
 async def test_a_decision_without_a_response_is_made_once(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, fault: Fault
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    world: World,
+    tmp_path: Path,
+    fault: Fault,
 ) -> None:
-    wire.fault = on("POST", "/decisions", 1, fault=fault)
-    async with opens() as session:
+    transport.fault = on("POST", "/decisions", 1, fault=fault)
+    async with open_session() as session:
         outcome = await migrate(
             session, customer(contacts=DUPLICATES), journal=MemoryJournal(), to=tmp_path, decide="approve"
         )
@@ -191,30 +206,29 @@ async def test_a_decision_without_a_response_is_made_once(
 
 
 async def test_a_refused_key_leaves_all_customers_pending(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
     world.key = "another"
-    async with opens() as session:
+    async with open_session() as session:
         outcomes = await asyncio.gather(
             *(migrate(session, customer(f"c{n}"), journal=journal, to=tmp_path / str(n)) for n in range(30))
         )
     assert all(isinstance(outcome, Pending) for outcome in outcomes)
-    assert len(wire.sent) <= 10  # the requests in progress at the first refusal
+    assert len(transport.sent) <= 10  # the requests in progress at the first refusal
     world.key = KEY
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer("c1"), journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
 
 
 async def test_a_truncated_download_with_a_matching_content_length_is_repeated(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.world.schemas = dict(
-        list(wire.world.schemas.items())[1:2]
-    )  # one sheet: its download is not a ZIP, which has checksums
-    wire.fault = on("GET", "/export.csv", 1, 2, fault=Fault(truncated_to=200))
-    async with opens() as session:
+    # One sheet: its download is not a ZIP, which has checksums.
+    transport.world.schemas = dict(list(transport.world.schemas.items())[1:2])
+    transport.fault = on("GET", "/export.csv", 1, 2, fault=Fault(truncated_to=200))
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert len((tmp_path / "Contacts.csv").read_text(encoding="utf-8").splitlines()) == 21
@@ -222,11 +236,11 @@ async def test_a_truncated_download_with_a_matching_content_length_is_repeated(
 
 
 async def test_without_a_zip_the_sheets_are_downloaded_one_by_one(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     gone = Reply(status=404, body=b'{"error": "No such route"}')
-    wire.fault = on("GET", "/export.csv", 1, fault=Fault(instead=gone))
-    async with opens() as session:
+    transport.fault = on("GET", "/export.csv", 1, fault=Fault(instead=gone))
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
@@ -237,17 +251,17 @@ async def test_without_a_zip_the_sheets_are_downloaded_one_by_one(
 
 
 async def test_a_failed_import_is_not_repeated_until_its_files_change(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
     spec.files[0].write_bytes(CLEAN.encode() + b"caf\xe9,,,\n")
-    async with opens() as session:
+    async with open_session() as session:
         failed = await migrate(session, spec, journal=journal, to=tmp_path)
         assert isinstance(failed, Failed)
         assert "not UTF-8" in failed.error
-        before = len(wire.sent)
+        before = len(transport.sent)
         assert await migrate(session, spec, journal=journal, to=tmp_path) == failed
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
         spec.files[0].write_text(CLEAN, encoding="utf-8")
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
@@ -256,13 +270,13 @@ async def test_a_failed_import_is_not_repeated_until_its_files_change(
 
 
 async def test_a_huge_error_is_shortened_before_it_is_recorded(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     end = {"run_id": "r", "status": "failed", "error": f"Row 1 is bad. {'x' * 3_000_000}"}
     failed = Fault(instead=Reply(status=200, body=json.dumps(end).encode()))
-    wire.fault = lambda method, path, number: failed if method == "GET" and "/imports/" in path else None
+    transport.fault = lambda method, path, number: failed if method == "GET" and "/imports/" in path else None
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
         assert isinstance(outcome, Failed)
         assert outcome.error.startswith("Row 1 is bad. xxx")
@@ -275,10 +289,10 @@ async def test_a_huge_error_is_shortened_before_it_is_recorded(
 
 
 async def test_a_file_changed_after_the_import_is_noted_and_not_sent(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, spec, journal=journal, to=tmp_path)
         spec.files[0].write_text(CLEAN + "q@x.org,A,B,1\n", encoding="utf-8")
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
@@ -288,33 +302,38 @@ async def test_a_file_changed_after_the_import_is_noted_and_not_sent(
 
 
 async def test_a_missing_file_fails_without_a_request(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     spec = customer()
     spec.files[0].unlink()
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Failed)
     assert "contacts.csv" in outcome.error
-    assert not wire.sent
+    assert not transport.sent
 
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.2, 0.3, 0.45, 0.6, 1.0, 5.0, 20.0, 35.0, 38.0, 40.0])
 async def test_a_migration_cancelled_at_any_time_leaves_nothing_open_and_continues(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, after: float
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    world: World,
+    tmp_path: Path,
+    after: float,
 ) -> None:
     journal, spec = MemoryJournal(), customer()
     tasks = asyncio.all_tasks()
-    async with opens() as session:
+    async with open_session() as session:
         task = asyncio.create_task(migrate(session, spec, journal=journal, to=tmp_path))
         await asyncio.sleep(after)
         task.cancel()
         await asyncio.wait([task])
-    assert wire.open == 0
+    assert transport.open == 0
     assert asyncio.all_tasks() == tasks
-    assert wire.closed
+    assert transport.closed
     assert not list(tmp_path.glob("**/*.part"))
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert world.ledger.requests["POST /companies"] == 1
@@ -322,9 +341,9 @@ async def test_a_migration_cancelled_at_any_time_leaves_nothing_open_and_continu
 
 
 async def test_the_api_key_is_sent_only_to_the_api(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Customer,
-    wire: InProcess,
+    transport: InProcess,
     world: World,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -332,35 +351,37 @@ async def test_the_api_key_is_sent_only_to_the_api(
     caplog.set_level(logging.DEBUG)
     journal = MemoryJournal()
     echo = Reply(status=400, body=b'{"error": "your key ' + KEY.encode() + b' is odd"}')
-    wire.fault = on("POST", "/uploads", 1, fault=Fault(instead=echo))
-    async with opens() as session:
+    transport.fault = on("POST", "/uploads", 1, fault=Fault(instead=echo))
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
         shown = [repr(session), repr(vars(type(session))), repr(outcome), repr(session.stats())]
     assert isinstance(outcome, Failed)
     assert "***" in outcome.error
     shown += [str(state) for state in (await journal.states()).values()]
     shown += [str(event) for event in await journal.events()]
-    shown += [url for _, _, url in wire.sent]
+    shown += [url for _, _, url in transport.sent]
     assert KEY not in caplog.text + "".join(shown)
     assert world.ledger.key_leaks == 0
 
 
-async def unknown_company(opens: Opens, spec: Spec, wire: InProcess, journal: MemoryJournal, to: Path) -> str:
+async def unknown_company(
+    open_session: OpenSession, spec: Spec, transport: InProcess, journal: MemoryJournal, to: Path
+) -> str:
     """Lose the response to a creation, and return the id that a person would find in the dashboard."""
-    wire.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
-    async with opens() as session:
+    transport.fault = on("POST", COMPANIES, 1, fault=Fault(lost_after=True))
+    async with open_session() as session:
         assert isinstance(await migrate(session, spec, journal=journal, to=to), Unknown)
-    wire.fault = lambda method, path, number: None
-    return next(iter(wire.world.companies))
+    transport.fault = lambda method, path, number: None
+    return next(iter(transport.world.companies))
 
 
 async def test_an_adopted_company_continues(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
-    company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
+    company_id = await unknown_company(open_session, spec, transport, journal, tmp_path)
     await adopt(journal, "acme", company_id)
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Delivered)
     assert outcome.ids["company"] == company_id
@@ -371,16 +392,21 @@ async def test_an_adopted_company_continues(
 
 @pytest.mark.parametrize("wait", [False, True])
 async def test_an_import_is_found_and_not_repeated_after_the_loss_of_the_journal(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, wait: bool
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    world: World,
+    tmp_path: Path,
+    wait: bool,
 ) -> None:
     spec = customer()
-    async with opens() as session:
+    async with open_session() as session:
         lost = asyncio.create_task(migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "lost"))
         await asyncio.sleep(60.0 if wait else 10.0)
         lost.cancel()
         await asyncio.wait([lost])
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path), Unknown)
         await adopt(journal, "acme", next(iter(world.companies)))
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
@@ -392,19 +418,21 @@ async def test_an_import_is_found_and_not_repeated_after_the_loss_of_the_journal
 
 @pytest.mark.parametrize("more", [{"has_more": True}, {"total": 5}])
 async def test_an_incomplete_list_of_imports_leaves_the_outcome_unknown(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Customer,
-    wire: InProcess,
+    transport: InProcess,
     world: World,
     tmp_path: Path,
     more: dict[str, object],
 ) -> None:
     journal, spec = MemoryJournal(), customer()
-    await adopt(journal, "acme", await unknown_company(opens, spec, wire, journal, tmp_path))
+    await adopt(journal, "acme", await unknown_company(open_session, spec, transport, journal, tmp_path))
     failed = {"imports": [{"run_id": "r", "status": "failed"}], **more}
     page = Fault(instead=Reply(status=200, body=json.dumps(failed).encode()))
-    wire.fault = lambda method, path, number: page if (method, path[-8:]) == ("GET", "/imports") else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: (
+        page if (method, path[-8:]) == ("GET", "/imports") else None
+    )
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
     assert isinstance(outcome, Unknown)
     assert "does not give all imports" in outcome.error
@@ -412,11 +440,11 @@ async def test_an_incomplete_list_of_imports_leaves_the_outcome_unknown(
 
 
 async def test_retry_failed_restarts_a_failed_import_after_the_loss_of_the_journal(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     spec, starts = customer(), "POST /companies/{id}/imports"
     world.variants = Variants(zombies=1.0)
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, spec, journal=MemoryJournal(), to=tmp_path, retries=1)
         assert world.ledger.requests[starts] == 2
         world.variants = Variants()
@@ -433,13 +461,13 @@ async def test_retry_failed_restarts_a_failed_import_after_the_loss_of_the_journ
 
 
 async def test_no_export_is_repeated_after_the_loss_of_the_journal(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     """This holds even if the import was not the first, or if the files have changed since."""
     connections = {"destination": {"base_url": "https://d.invalid", "auth": {}}}
     spec = msgspec.structs.replace(customer(), connections=connections)
     world.variants = Variants(zombies=1.0)
-    async with opens() as session:
+    async with open_session() as session:
         journal = MemoryJournal()
         await migrate(session, spec, journal=journal, to=tmp_path)
         world.variants = Variants(failed_writes=0.0, hollow_writes=0.0)
@@ -457,13 +485,18 @@ async def test_no_export_is_repeated_after_the_loss_of_the_journal(
 
 @pytest.mark.parametrize("begun", [False, True])
 async def test_an_adopted_company_is_delivered_without_a_zip(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path, begun: bool
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    world: World,
+    tmp_path: Path,
+    begun: bool,
 ) -> None:
     """The lost response named the sheets. The report of the import names them again."""
     journal, spec = MemoryJournal(), customer()
-    company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
+    company_id = await unknown_company(open_session, spec, transport, journal, tmp_path)
     world.variants = Variants(zip_status=404)
-    async with opens() as session:
+    async with open_session() as session:
         if begun:
             await session.companies.open(company_id).imports.start(files=spec.files)
         await adopt(journal, "acme", company_id)
@@ -473,13 +506,13 @@ async def test_an_adopted_company_is_delivered_without_a_zip(
 
 
 async def test_a_sheet_without_a_report_is_fetched_until_it_is_confirmed(
-    opens: Opens, customer: Customer, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
     journal, spec = MemoryJournal(), customer()
-    company_id = await unknown_company(opens, spec, wire, journal, tmp_path)
+    company_id = await unknown_company(open_session, spec, transport, journal, tmp_path)
     world.variants = Variants(zip_status=404)
-    wire.fault = on("GET", "/export.csv", 1, 2, 3, 4, fault=Fault(truncated_to=200))
-    async with opens() as session:
+    transport.fault = on("GET", "/export.csv", 1, 2, 3, 4, fault=Fault(truncated_to=200))
+    async with open_session() as session:
         await session.companies.open(company_id).imports.start(files=spec.files)
         await adopt(journal, "acme", company_id)
         outcome = await migrate(session, spec, journal=journal, to=tmp_path)
@@ -488,16 +521,16 @@ async def test_a_sheet_without_a_report_is_fetched_until_it_is_confirmed(
 
 
 async def test_a_file_that_the_storage_refuses_fails_its_customer_with_the_reason(
-    opens: Opens, customer: Callable[..., Spec], wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Callable[..., Spec], transport: InProcess, tmp_path: Path
 ) -> None:
     body = b"<Error><Code>EntityTooLarge</Code><Message>At most 5 GB</Message><Key>secret</Key></Error>"
     refused = Fault(instead=Reply(status=400, body=body, content_type="application/xml"))
-    wire.fault = lambda method, path, number: refused if path == "/storage" else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: refused if path == "/storage" else None
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Failed)
     assert outcome.error.endswith("EntityTooLarge: At most 5 GB")
-    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+    assert [method for _, method, _ in transport.sent].count("PUT") == 1
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -513,7 +546,7 @@ async def test_a_file_that_the_storage_refuses_fails_its_customer_with_the_reaso
     ],
 )
 async def test_the_error_code_of_an_unopened_file_decides_between_pending_and_failed(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Callable[..., Spec],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -532,7 +565,7 @@ async def test_the_error_code_of_an_unopened_file_decides_between_pending_and_fa
         return really(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refusing)
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
         assert isinstance(outcome, kind)
         assert os.strerror(code) in outcome.error  # type: ignore[attr-defined]
@@ -540,7 +573,7 @@ async def test_the_error_code_of_an_unopened_file_decides_between_pending_and_fa
 
 
 async def test_a_park_that_was_decided_before_a_restart_is_not_shown_again(
-    opens: Opens, customer: Callable[..., Spec], wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Callable[..., Spec], transport: InProcess, tmp_path: Path
 ) -> None:
     """The process ends right after the decision. The first reads of the next process are older than it."""
     asked: list[Parked] = []
@@ -564,19 +597,19 @@ async def test_a_park_that_was_decided_before_a_restart_is_not_shown_again(
             decided.set()
         return Fault(change=lagging) if method == "GET" and "/imports/" in path else None
 
-    wire.fault = fault
+    transport.fault = fault
 
     async def decide(parked: Parked) -> Approve:
         asked.append(parked)
         return Approve()
 
-    async with opens() as session:
+    async with open_session() as session:
         first = asyncio.create_task(migrate(session, spec, journal=journal, to=tmp_path, decide=decide))
         await decided.wait()
         await asyncio.sleep(0.5)
         first.cancel()
         await asyncio.wait([first])
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path, decide=decide)
     assert isinstance(outcome, Delivered)
     assert lag == 4

@@ -35,7 +35,7 @@ from asyncmig.jobs.manifest import read_manifest
 from asyncmig.simulator import Faults
 from asyncmig.testing import Simulator
 
-from .conftest import CLEAN, DUPLICATES, SOURCE, Opens
+from .conftest import CLEAN, DUPLICATES, SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -163,14 +163,19 @@ def test_a_wrong_argument_of_a_fleet_is_named(name: str, value: object) -> None:
     ],
 )
 async def test_a_wrong_field_of_a_company_or_a_spec_is_named(
-    opens: Opens, wire: InProcess, customer: Customer, tmp_path: Path, name: str, value: object
+    open_session: OpenSession,
+    transport: InProcess,
+    customer: Customer,
+    tmp_path: Path,
+    name: str,
+    value: object,
 ) -> None:
     good = customer("good")
-    async with opens() as opened:
+    async with open_session() as opened:
         with pytest.raises(InvalidInput) as refused:
             await opened.companies.create(**{"name": "A", "source": SOURCE, "external_id": "a", name: value})  # type: ignore[arg-type]
         assert refused.value.field == name
-        assert not wire.requests
+        assert not transport.requests
         if name == "rank":
             return
         field = name.replace("template_ids", "templates")
@@ -195,48 +200,48 @@ async def test_a_wrong_field_of_a_company_or_a_spec_is_named(
     "files", [None, 7, (), (7,), (None,), ("",), (b"a.csv",), ("no\0path",), object(), [[]]]
 )
 async def test_wrong_files_of_a_spec_are_refused(
-    opens: Opens, customer: Customer, tmp_path: Path, files: Any
+    open_session: OpenSession, customer: Customer, tmp_path: Path, files: Any
 ) -> None:
     bad = Spec(external_id="bad", name="B", source=SOURCE, files=files)
     assert "bad" in repr(bad)
     with pytest.raises(InvalidInput) as refused:
         bad.validate()
     assert refused.value.field == "files"
-    async with opens() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+    async with open_session() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
         outcomes = {outcome.external_id: outcome async for outcome in fleet.run([customer("good"), bad])}
     assert isinstance(outcomes["bad"], Failed)
     assert isinstance(outcomes["good"], Delivered)
 
 
 async def test_a_file_that_is_given_twice_is_refused(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     (file,) = customer().files
     twice = Spec(external_id="acme", name="A", source=SOURCE, files=(file, file.parent / "." / file.name))
     with pytest.raises(InvalidInput) as refused:
         twice.validate()
     assert (refused.value.field, refused.value.value) == ("files", str(file))
-    async with opens() as opened:
+    async with open_session() as opened:
         outcome = await migrate(opened, twice, journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Failed)
     assert "is given twice" in outcome.error
-    assert not wire.requests
+    assert not transport.requests
 
 
 @pytest.mark.parametrize("specs", [None, 7, "specs", b"specs", {"a": 1}, "one"])
 async def test_a_fleet_refuses_specs_that_are_not_a_list(
-    opens: Opens, customer: Customer, tmp_path: Path, specs: Any
+    open_session: OpenSession, customer: Customer, tmp_path: Path, specs: Any
 ) -> None:
-    async with opens() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path) as fleet:
+    async with open_session() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path) as fleet:
         with pytest.raises(InvalidInput, match="specs="):
             _ = [outcome async for outcome in fleet.run(customer() if specs == "one" else specs)]
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "acme", {"external_id": "acme"}])
 async def test_a_customer_that_is_not_a_spec_fails(
-    opens: Opens, customer: Customer, tmp_path: Path, wrong: Any
+    open_session: OpenSession, customer: Customer, tmp_path: Path, wrong: Any
 ) -> None:
-    async with opens() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+    async with open_session() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
         outcomes = [outcome async for outcome in fleet.run([wrong, customer()])]
         assert isinstance(await fleet.submit(wrong), Failed)
     assert [type(outcome) for outcome in outcomes] == [Failed, Delivered]
@@ -245,7 +250,7 @@ async def test_a_customer_that_is_not_a_spec_fails(
 
 @pytest.mark.parametrize("kind", ["generator", "async generator", "keys", "tuple"])
 async def test_specs_may_come_from_any_iterable(
-    opens: Opens, customer: Customer, tmp_path: Path, kind: str
+    open_session: OpenSession, customer: Customer, tmp_path: Path, kind: str
 ) -> None:
     given = [customer(f"c{n}") for n in range(3)]
 
@@ -260,14 +265,16 @@ async def test_specs_may_come_from_any_iterable(
         "tuple": tuple(given),
         "keys": dict.fromkeys(given).keys(),
     }[kind]
-    async with opens() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
+    async with open_session() as opened, Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
         outcomes = [outcome async for outcome in fleet.run(specs)]  # type: ignore[arg-type]
     assert sorted(outcome.external_id for outcome in outcomes) == ["c0", "c1", "c2"]
 
 
-async def test_unambiguous_input_is_accepted(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_unambiguous_input_is_accepted(
+    open_session: OpenSession, customer: Customer, tmp_path: Path
+) -> None:
     path = customer().files[0]
-    async with opens() as opened:
+    async with open_session() as opened:
         source = (await opened.companies.sources())[0]
         templates = await opened.companies.templates()
         spec = Spec(external_id="acme", name="A", source=source, files=str(path), templates=templates)  # type: ignore[arg-type]
@@ -290,13 +297,13 @@ async def test_unambiguous_input_is_accepted(opens: Opens, customer: Customer, t
 
 
 async def test_instances_of_a_subclass_of_str_are_accepted(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     class Text(str):
         __slots__ = ()
 
     source, path = Text(SOURCE), customer().files[0]
-    async with opens() as opened:
+    async with open_session() as opened:
         templates = [Text(each.id) for each in await opened.companies.templates()]
         spec = Spec(
             external_id=Text("acme"),
@@ -315,8 +322,8 @@ async def test_instances_of_a_subclass_of_str_are_accepted(
 
 
 @pytest.fixture
-async def acme(opens: Opens) -> AsyncIterator[Company]:
-    async with opens() as opened:
+async def acme(open_session: OpenSession) -> AsyncIterator[Company]:
+    async with open_session() as opened:
         yield await opened.companies.create(name="A", source=SOURCE, external_id="acme")
 
 
@@ -371,16 +378,16 @@ async def acme(opens: Opens) -> AsyncIterator[Company]:
     ],
 )
 async def test_a_wrong_argument_of_a_company_method_is_named(
-    acme: Company, wire: InProcess, call: Callable[[Any], Any], field: str
+    acme: Company, transport: InProcess, call: Callable[[Any], Any], field: str
 ) -> None:
-    sent = len(wire.sent)
+    sent = len(transport.sent)
     with pytest.raises(InvalidInput) as refused:
-        await ended(call, acme)
+        await await_result(call, acme)
     assert refused.value.field == field
-    assert len(wire.sent) == sent
+    assert len(transport.sent) == sent
 
 
-async def ended(call: Callable[[Any], Any], subject: object) -> None:
+async def await_result(call: Callable[[Any], Any], subject: object) -> None:
     result = call(subject)
     if asyncio.iscoroutine(result):
         await result
@@ -427,13 +434,13 @@ class Unseekable(io.BytesIO):
     ],
 )
 async def test_a_wrong_argument_of_a_session_method_is_named(
-    opens: Opens, wire: InProcess, call: Callable[[Any], Any], field: str
+    open_session: OpenSession, transport: InProcess, call: Callable[[Any], Any], field: str
 ) -> None:
-    async with opens() as opened:
+    async with open_session() as opened:
         with pytest.raises(InvalidInput) as refused:
-            await ended(call, opened)
+            await await_result(call, opened)
         assert refused.value.field == field
-    assert not wire.requests
+    assert not transport.requests
 
 
 def file_objects(tmp_path: Path) -> Iterator[tuple[str, Any]]:
@@ -454,9 +461,9 @@ def file_objects(tmp_path: Path) -> Iterator[tuple[str, Any]]:
 
 
 async def test_file_objects_are_uploaded_from_their_current_position(
-    acme: Company, wire: InProcess, tmp_path: Path
+    acme: Company, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.faults = Faults({"500-before": 0.3})
+    transport.faults = Faults({"500-before": 0.3})
     digests = set()
     for name, file in file_objects(tmp_path):
         uploaded = await acme.upload(file, name=f"{name}.csv")
@@ -471,13 +478,13 @@ async def test_file_objects_are_uploaded_from_their_current_position(
 
 @pytest.mark.parametrize("decides", [True, "approve", {"approve": True}, 7])
 async def test_a_wrong_result_of_decide_leaves_the_customer_pending(
-    opens: Opens, customer: Customer, tmp_path: Path, decides: Any
+    open_session: OpenSession, customer: Customer, tmp_path: Path, decides: Any
 ) -> None:
     async def decide(parked: Parked) -> Any:
         return decides
 
     async with (
-        opens() as opened,
+        open_session() as opened,
         Fleet(opened, journal=MemoryJournal(), to=tmp_path / "o", decide=decide) as fleet,
     ):
         outcome = await fleet.submit(customer(contacts=DUPLICATES))
@@ -487,27 +494,29 @@ async def test_a_wrong_result_of_decide_leaves_the_customer_pending(
     assert outcome.ids.keys() == {"company", "run"}
 
 
-async def test_decide_may_be_a_plain_function(opens: Opens, customer: Customer, tmp_path: Path) -> None:
+async def test_decide_may_be_a_plain_function(
+    open_session: OpenSession, customer: Customer, tmp_path: Path
+) -> None:
     def decide(parked: Parked) -> Any:
         return asyncmig.Approve()
 
     async with (
-        opens() as opened,
+        open_session() as opened,
         Fleet(opened, journal=MemoryJournal(), to=tmp_path / "o", decide=decide) as fleet,
     ):
         assert isinstance(await fleet.submit(customer(contacts=DUPLICATES)), Delivered)
 
 
 async def test_a_live_source_is_refused_by_name_before_a_request(
-    opens: Opens, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, transport: InProcess, tmp_path: Path
 ) -> None:
     live = LiveSource(source_key="salesforce", config={"region": "eu"}, credentials={"token": "t0p"})
     assert "t0p" not in f"{live!r} {live} {live.__rich_repr__()}"
     spec = msgspec.structs.replace(acme_spec, files=(), connection=live)
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Failed)
     assert "connection='salesforce'" in outcome.error
     assert "'companies'" in outcome.error
     assert "t0p" not in repr([spec, outcome])
-    assert not wire.requests
+    assert not transport.requests

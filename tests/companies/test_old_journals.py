@@ -19,7 +19,7 @@ from asyncmig.simulator import World
 from asyncmig.simulator.companies.company import Company, ImportIn, Upload
 from asyncmig.simulator.companies.tables import Table
 
-from .conftest import CLEAN, DUPLICATES, SOURCE, Opens
+from .conftest import CLEAN, DUPLICATES, SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 V1 = Path(__file__).parents[1] / "journals" / "v1.sqlite"
@@ -96,11 +96,11 @@ def specs(folder: Path, names: Iterator[str]) -> list[Spec]:
 
 
 async def test_each_company_of_a_journal_of_the_first_version_continues(
-    opens: Opens, world: World, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, world: World, transport: InProcess, tmp_path: Path
 ) -> None:
     path = tmp_path / "fleet.db"
     shutil.copy(V1, path)
-    async with Journal(path, threaded=False) as journal, opens() as session:
+    async with Journal(path, threaded=False) as journal, open_session() as session:
         records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}
         assert records.keys() == EXPECTED.keys()
         for record in records.values():
@@ -126,21 +126,20 @@ async def test_each_company_of_a_journal_of_the_first_version_continues(
     verdict = world.verdict(10.0**6)
     assert verdict.duplicate_companies == verdict.duplicate_imports == verdict.blind_decisions == 0
     assert world.ledger.requests["POST /companies"] == 3  # input, create, unknown
-    assert (
-        world.ledger.requests["POST /companies/{id}/imports"] == len(UNSENT) + 2
-    )  # without unknown, with start-sent
+    # UNSENT without unknown, the two of ABSENT with files, and start-sent.
+    assert world.ledger.requests["POST /companies/{id}/imports"] == len(UNSENT) + 2
     assert world.ledger.requests["POST /companies/{id}/imports/{run_id}/decisions"] == 2
 
 
 async def test_a_journal_of_the_first_version_is_resumed_without_specs(
-    opens: Opens, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_session: OpenSession, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "fleet.db"
     shutil.copy(V1, path)
     monkeypatch.chdir(tmp_path)
     async with (
         Journal(path, threaded=False) as journal,
-        opens() as session,
+        open_session() as session,
         Fleet(session, journal=journal, to=tmp_path / "out", decide="approve") as fleet,
     ):
         records = {name: Record.read(name, state) for name, state in (await journal.states()).items()}

@@ -27,7 +27,7 @@ from asyncmig.events import AttemptFailed
 from asyncmig.jobs.status import read_statuses
 from asyncmig.simulator import Reply, World
 
-from .conftest import DUPLICATES, Opens
+from .conftest import DUPLICATES, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -36,13 +36,13 @@ TAKEN = Reply(status=400, body=b'{"error": "a name that is taken"}')
 
 @pytest.mark.parametrize("error", [LookupError("mine"), OSError("my database"), ValueError("mine")], ids=repr)
 async def test_an_exception_in_decide_is_not_reported_as_an_outage(
-    opens: Opens, customer: Customer, tmp_path: Path, error: Exception
+    open_session: OpenSession, customer: Customer, tmp_path: Path, error: Exception
 ) -> None:
     async def decide(parked: Parked) -> Decision:
         raise error
 
     journal, spec = MemoryJournal(), customer(contacts=DUPLICATES)
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out", decide=decide)
         assert isinstance(outcome, Pending)
         assert outcome.reason == "crashed"
@@ -56,12 +56,12 @@ async def test_an_exception_in_decide_is_not_reported_as_an_outage(
 
 
 async def test_a_session_error_in_decide_is_reported_as_an_outage(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     async def decide(parked: Parked) -> Decision:
         raise NoAnswer("GET", "/sources", "the connection was reset")
 
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(
             session,
             customer(contacts=DUPLICATES),
@@ -75,29 +75,29 @@ async def test_a_session_error_in_decide_is_reported_as_an_outage(
 
 @pytest.mark.parametrize("decision", [Approve({"gone": "a"}), Cancel()], ids=repr)
 async def test_an_invalid_decision_leaves_the_customer_parked_with_the_reason(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, decision: Decision
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path, decision: Decision
 ) -> None:
     async def decide(parked: Parked) -> Decision:
         return decision
 
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(
             session, customer(contacts=DUPLICATES), journal=journal, to=tmp_path / "out", decide=decide
         )
     assert isinstance(outcome, Parked)
     assert "gone" in outcome.refused or "Cancel" in outcome.refused
     assert outcome.refused in outcome.error
-    assert not [url for _, method, url in wire.sent if url.endswith("/decisions")]
+    assert not [url for _, method, url in transport.sent if url.endswith("/decisions")]
     (status,) = await read_statuses(journal)
     assert status.outcome == "parked"
 
 
 async def test_a_refused_key_is_the_reason_of_a_pending_outcome(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     world.key = "another"
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Pending)
     assert outcome.reason == "key_refused"
@@ -109,34 +109,34 @@ def refused(text: str) -> Fault:
 
 @pytest.mark.parametrize("endpoint", ["/companies", "/imports"])
 async def test_a_refused_account_is_the_reason_and_the_next_call_continues(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, endpoint: str
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path, endpoint: str
 ) -> None:
     def fault(method: str, path: str, number: int) -> Fault | None:
         is_start = method == "POST" and path.endswith(endpoint)
         return refused('{"error": "Your plan has ended"}') if is_start else None
 
-    wire.fault = fault
+    transport.fault = fault
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
         assert isinstance(outcome, Pending)
         assert outcome.reason == "account_refused"
         assert "Your plan has ended" in outcome.error
-        wire.fault = lambda method, path, number: None
+        transport.fault = lambda method, path, number: None
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path / "out"), Delivered)
 
 
 async def test_a_refused_creation_is_not_recorded_as_possibly_created(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     def fault(method: str, path: str, number: int) -> Fault | None:
         if method == "POST" and path.endswith("/companies"):
             return refused('{"error": "No"}') if number == 1 else Fault(instead=TAKEN)
         return None
 
-    wire.fault = fault
+    transport.fault = fault
     journal, spec = MemoryJournal(), customer()
-    async with opens() as session:
+    async with open_session() as session:
         await migrate(session, spec, journal=journal, to=tmp_path / "out")
         outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out")
     assert isinstance(outcome, Failed)  # `Unknown` if the first create might have arrived
@@ -144,24 +144,24 @@ async def test_a_refused_creation_is_not_recorded_as_possibly_created(
 
 
 async def test_a_403_page_of_a_proxy_is_not_a_refusal_of_the_account(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.fault = lambda method, path, number: refused("<html>") if method == "POST" else None
-    async with opens() as session:
+    transport.fault = lambda method, path, number: refused("<html>") if method == "POST" else None
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path / "out")
     assert isinstance(outcome, Pending)
     assert outcome.reason == "server_away"
 
 
 async def test_a_step_is_repeated_for_retry_seconds(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     def fault(method: str, path: str, number: int) -> Fault | None:
         return Fault(refused=True) if method == "PUT" else None
 
-    wire.fault = fault
+    transport.fault = fault
     reported: list[AttemptFailed] = []
-    async with opens() as session:
+    async with open_session() as session:
         with session.events.subscribe(
             lambda event: reported.append(event) if isinstance(event, AttemptFailed) else None
         ):
@@ -179,11 +179,11 @@ async def test_a_step_is_repeated_for_retry_seconds(
 
 
 async def test_drained_customers_have_the_reason_interrupted(
-    opens: Opens, customer: Customer, tmp_path: Path
+    open_session: OpenSession, customer: Customer, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
     async with (
-        opens() as session,
+        open_session() as session,
         Fleet(session, journal=journal, to=tmp_path) as fleet,
         await journal.claim("held"),
     ):

@@ -13,7 +13,7 @@ from asyncmig.companies.workflow.record import Record
 from asyncmig.session import context_of
 from asyncmig.simulator import Reply, World
 
-from .conftest import SOURCE, Opens
+from .conftest import SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -30,13 +30,13 @@ async def run(session: Session, specs: list[Spec], journal: MemoryJournal, to: P
 
 
 async def test_each_list_is_read_once_per_fleet_and_the_journal_has_the_ids(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal, specs = (
         MemoryJournal(),
         [with_names(customer(f"c{n}"), "hubspot", ("Contacts",)) for n in range(9)],
     )
-    async with opens() as session:
+    async with open_session() as session:
         outcomes = await run(session, specs, journal, tmp_path / "out")
         assert {type(outcome) for outcome in outcomes.values()} == {Delivered}
         assert (world.ledger.requests[SOURCES], world.ledger.requests[TEMPLATES]) == (1, 1)
@@ -49,10 +49,10 @@ async def test_each_list_is_read_once_per_fleet_and_the_journal_has_the_ids(
 
 
 async def test_ids_and_recorded_customers_need_no_list(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         assert isinstance((await run(session, [customer()], journal, tmp_path / "out"))["acme"], Delivered)
         renamed = with_names(customer(), "a name that the account does not have")
         assert isinstance((await run(session, [renamed], journal, tmp_path / "out"))["acme"], Delivered)
@@ -60,7 +60,7 @@ async def test_ids_and_recorded_customers_need_no_list(
 
 
 async def test_an_unknown_name_fails_only_its_customer_before_other_requests(
-    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, transport: InProcess, tmp_path: Path
 ) -> None:
     journal = MemoryJournal()
     specs = [
@@ -68,7 +68,7 @@ async def test_an_unknown_name_fails_only_its_customer_before_other_requests(
         with_names(customer("bad"), "Hubspto"),
         with_names(customer("worse"), "HubSpot", ("Contcats",)),
     ]
-    async with opens() as session:
+    async with open_session() as session:
         outcomes = await run(session, specs, journal, tmp_path / "out")
         assert isinstance(outcomes["good"], Delivered)
         bad, worse = outcomes["bad"], outcomes["worse"]
@@ -85,9 +85,9 @@ async def test_an_unknown_name_fails_only_its_customer_before_other_requests(
 
 
 async def test_a_name_added_to_the_account_is_found_later(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         journal, spec = MemoryJournal(), with_names(customer(), "Zoho")
         assert isinstance((await run(session, [spec], journal, tmp_path / "out"))["acme"], Failed)
         world.sources["5b0c3a52-0f5e-4c62-9a11-6d1f0a7e1cff"] = "Zoho"
@@ -97,12 +97,12 @@ async def test_a_name_added_to_the_account_is_found_later(
 
 
 async def test_only_ids_work_if_the_server_has_no_lists(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=404, body=b"")) if path.endswith("/sources") else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         outcomes = await run(
             session, [customer("id"), with_names(customer("name"))], MemoryJournal(), tmp_path / "out"
         )
@@ -113,26 +113,26 @@ async def test_only_ids_work_if_the_server_has_no_lists(
 
 
 async def test_a_customer_is_pending_while_the_list_cannot_be_read(
-    opens: Opens, customer: Customer, world: World, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, transport: InProcess, tmp_path: Path
 ) -> None:
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=503, body=b"")) if path.endswith("/sources") else None
     )
     journal, spec = MemoryJournal(), with_names(customer())
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, spec, journal=journal, to=tmp_path / "out", retry_seconds=60.0)
         assert isinstance(outcome, Pending)
         assert outcome.reason == "server_away"
         assert world.ledger.requests["POST /companies"] == 0
-        wire.fault = lambda method, path, number: None
+        transport.fault = lambda method, path, number: None
         assert isinstance(await migrate(session, spec, journal=journal, to=tmp_path / "out"), Delivered)
 
 
 @pytest.mark.parametrize("turns", range(0, 40, 3))
 async def test_a_cancelled_customer_does_not_cancel_a_read_that_another_needs(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path, turns: int
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path, turns: int
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         journal, generation = MemoryJournal(), generations.find("companies")
         first = asyncio.ensure_future(
             migrate(session, with_names(customer("one")), journal=journal, to=tmp_path / "one")
@@ -150,9 +150,9 @@ async def test_a_cancelled_customer_does_not_cancel_a_read_that_another_needs(
 
 
 async def test_a_customer_reads_the_list_itself_if_the_reader_is_being_cancelled(
-    opens: Opens, customer: Customer, world: World
+    open_session: OpenSession, customer: Customer, world: World
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         generation = generations.find("companies")
         first = asyncio.ensure_future(
             generation.resolve(context_of(session), [with_names(customer("one"), "HubSpot")])

@@ -17,7 +17,7 @@ from asyncmig.events import AttemptFailed, Event, Recovered, RunStalled
 from asyncmig.jobs.status import CustomerStatus, read_statuses, timeline
 from asyncmig.simulator import Fault, Reply, World
 
-from .conftest import Opens
+from .conftest import OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -36,9 +36,9 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def failing(wire: InProcess, method: str, ending: str, *, fault: Fault = BUSY, until: float) -> None:
+def failing(transport: InProcess, method: str, ending: str, *, fault: Fault = BUSY, until: float) -> None:
     """Apply a fault to the requests to one endpoint until a time."""
-    wire.fault = lambda m, path, number: (
+    transport.fault = lambda m, path, number: (
         fault if (m, now() < until) == (method, True) and path.endswith(ending) else None
     )
 
@@ -61,13 +61,13 @@ def test_the_first_failure_is_reported_and_then_some_at_doubling_intervals() -> 
 
 @pytest.mark.parametrize("kind", ENDPOINTS, ids=ENDPOINTS.values())
 async def test_each_repeated_request_is_reported_with_its_customer(
-    kind: tuple[str, str], opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    kind: tuple[str, str], open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    failing(wire, *kind, until=200.0)
+    failing(transport, *kind, until=200.0)
     secrets = {"destination": {"base_url": "https://d.invalid", "auth": {"token": "secret-of-d"}}}
     spec, journal = msgspec.structs.replace(customer(), connections=secrets), MemoryJournal()
     events: list[Event] = []
-    async with opens() as session:
+    async with open_session() as session:
         with session.events.subscribe(events.append):
             outcome = await migrate(session, spec, journal=journal, to=tmp_path, export="canary")
     assert isinstance(outcome, Delivered), outcome
@@ -94,17 +94,17 @@ async def test_each_repeated_request_is_reported_with_its_customer(
 
 
 async def test_failed_polls_are_reported_until_the_run_can_be_read(
-    opens: Opens,
+    open_session: OpenSession,
     customer: Customer,
-    wire: InProcess,
+    transport: InProcess,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     events: list[Event] = []
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         BUSY if method == "GET" and "/imports/" in path and now() < 1500.0 else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         with session.events.subscribe(events.append):
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
@@ -120,11 +120,11 @@ async def test_failed_polls_are_reported_until_the_run_can_be_read(
 
 
 async def test_the_status_of_a_customer_has_its_last_failure_and_the_recovery(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    failing(wire, "PUT", "/storage", until=200.0)
+    failing(transport, "PUT", "/storage", until=200.0)
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         work = asyncio.create_task(migrate(session, customer(), journal=journal, to=tmp_path))
         await asyncio.sleep(100.0)
         failure = (await status_in(journal)).last_failure
@@ -142,11 +142,11 @@ async def test_the_status_of_a_customer_has_its_last_failure_and_the_recovery(
 
 
 async def test_the_last_failure_remains_in_the_status_after_the_end(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
-    failing(wire, "PUT", "/storage", until=10**9, fault=Fault(refused=True))
+    failing(transport, "PUT", "/storage", until=10**9, fault=Fault(refused=True))
     journal = MemoryJournal()
-    async with opens() as session:
+    async with open_session() as session:
         outcome = await migrate(session, customer(), journal=journal, to=tmp_path)
     assert isinstance(outcome, Pending)
     failure = (await status_in(journal)).last_failure
@@ -157,11 +157,11 @@ async def test_the_last_failure_remains_in_the_status_after_the_end(
 
 
 async def test_reports_of_calls_without_a_customer_have_the_number_of_attempts(
-    opens: Opens, wire: InProcess
+    open_session: OpenSession, transport: InProcess
 ) -> None:
     events: list[Event] = []
-    failing(wire, "GET", "/templates", until=5.0)
-    async with opens() as session:
+    failing(transport, "GET", "/templates", until=5.0)
+    async with open_session() as session:
         with session.events.subscribe(events.append):
             await session.companies.templates()
     failures = [event for event in events if isinstance(event, AttemptFailed)]
@@ -170,23 +170,27 @@ async def test_reports_of_calls_without_a_customer_have_the_number_of_attempts(
 
 
 async def test_a_failing_listener_does_not_stop_the_attempts(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     def listener(event: Event) -> None:
         raise ValueError("a listener that fails")
 
-    failing(wire, "PUT", "/storage", until=50.0)
-    async with opens() as session:
+    failing(transport, "PUT", "/storage", until=50.0)
+    async with open_session() as session:
         with session.events.subscribe(listener):
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)
 
 
 async def test_the_log_has_a_warning_with_the_customer(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    open_session: OpenSession,
+    customer: Customer,
+    transport: InProcess,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    failing(wire, "PUT", "/storage", until=5.0)
-    async with opens() as session:
+    failing(transport, "PUT", "/storage", until=5.0)
+    async with open_session() as session:
         await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     (record,) = [each for each in caplog.records if getattr(each, "event", "") == "AttemptFailed"]
     assert record.levelno == logging.WARNING
@@ -195,11 +199,11 @@ async def test_the_log_has_a_warning_with_the_customer(
 
 
 async def test_a_stalled_run_is_reported_with_its_customer(
-    opens: Opens, customer: Customer, world: World, tmp_path: Path
+    open_session: OpenSession, customer: Customer, world: World, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     world.pace = replace(world.pace, base=6000.0)
-    async with opens() as session:
+    async with open_session() as session:
         with session.events.subscribe(events.append):
             await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     (stalled,) = [event for event in events if isinstance(event, RunStalled)]
@@ -207,11 +211,11 @@ async def test_a_stalled_run_is_reported_with_its_customer(
 
 
 async def test_reports_have_no_time_limit_while_no_request_succeeds(
-    opens: Opens, customer: Customer, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, customer: Customer, transport: InProcess, tmp_path: Path
 ) -> None:
     events: list[Event] = []
-    failing(wire, "POST", "/uploads", until=5000.0)
-    async with opens() as session:
+    failing(transport, "POST", "/uploads", until=5000.0)
+    async with open_session() as session:
         with session.events.subscribe(events.append):
             outcome = await migrate(session, customer(), journal=MemoryJournal(), to=tmp_path)
     assert isinstance(outcome, Delivered)

@@ -15,7 +15,7 @@ from asyncmig.companies import ImportRun
 from asyncmig.customers.questions import Action, Option, Patch, Question
 from asyncmig.simulator import FAULTS, World
 
-from .conftest import SOURCE, Opens
+from .conftest import SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 BAD = [
@@ -27,8 +27,10 @@ DECISIONS = "/decisions"
 
 
 @asynccontextmanager
-async def parked(opens: Opens, rows: list[dict[str, str]] | None = None) -> AsyncIterator[ImportRun]:
-    async with opens() as session:
+async def parked(
+    open_session: OpenSession, rows: list[dict[str, str]] | None = None
+) -> AsyncIterator[ImportRun]:
+    async with open_session() as session:
         company = await session.companies.create(name="Acme", source=SOURCE)
         run = await company.imports.start(rows=rows or BAD)
         await run.wait()
@@ -36,12 +38,12 @@ async def parked(opens: Opens, rows: list[dict[str, str]] | None = None) -> Asyn
         yield run
 
 
-def decisions(wire: InProcess) -> int:
-    return len([1 for _, method, url in wire.sent if method == "POST" and url.endswith(DECISIONS)])
+def decisions(transport: InProcess) -> int:
+    return len([1 for _, method, url in transport.sent if method == "POST" and url.endswith(DECISIONS)])
 
 
-async def test_a_parked_run_has_questions_a_patch_and_destructive_actions(opens: Opens) -> None:
-    async with parked(opens) as run:
+async def test_a_parked_run_has_questions_a_patch_and_destructive_actions(open_session: OpenSession) -> None:
+    async with parked(open_session) as run:
         asked = run.needs_attention
         assert asked is not None
         assert [question.target.column for question in asked.questions if question.target] == [
@@ -95,9 +97,11 @@ def test_an_invalid_answer_is_refused(answers: dict[str, str | Custom], reason: 
 
 
 @pytest.mark.parametrize("unanswered", ["proposed", "untouched"])
-async def test_the_server_decides_unanswered_questions(unanswered: str, opens: Opens, world: World) -> None:
+async def test_the_server_decides_unanswered_questions(
+    unanswered: str, open_session: OpenSession, world: World
+) -> None:
     world.variants = replace(world.variants, unanswered=unanswered)
-    async with parked(opens) as run:
+    async with parked(open_session) as run:
         await run.approve(answers={"fq1": Custom("nobody@x.org")})
         done = await run.wait()
     assert done.report is not None
@@ -106,10 +110,10 @@ async def test_the_server_decides_unanswered_questions(unanswered: str, opens: O
 
 @pytest.mark.parametrize("keeps", [False, True])
 async def test_a_rejected_run_fails_whether_its_rows_are_kept_or_not(
-    keeps: bool, opens: Opens, world: World
+    keeps: bool, open_session: OpenSession, world: World
 ) -> None:
     world.variants = replace(world.variants, rejected_keeps=keeps)
-    async with parked(opens) as run:
+    async with parked(open_session) as run:
         await run.reject()
         with pytest.raises(RunFailed, match="Rejected"):
             await run.wait()
@@ -122,16 +126,16 @@ def on_decision(*faults: Fault) -> Callable[[str, str, int], Fault | None]:
 
 
 async def test_a_decision_with_a_lost_response_does_not_answer_the_next_park(
-    opens: Opens, wire: InProcess, world: World
+    open_session: OpenSession, transport: InProcess, world: World
 ) -> None:
     """The response to the first decision is lost. At the next read, new questions have the same ids."""
     world.variants = replace(world.variants, parks_twice=True)
-    wire.fault = on_decision(Fault(lost_after=True))
-    async with parked(opens) as run:
+    transport.fault = on_decision(Fault(lost_after=True))
+    async with parked(open_session) as run:
         first = run.needs_attention
         await run.approve()
         await run.wait()
-        assert decisions(wire) == 1
+        assert decisions(transport) == 1
         assert run.needs_attention != first
         assert {q.id for q in run.needs_attention.questions} <= {q.id for q in first.questions}  # type: ignore[union-attr]
         await run.approve()
@@ -140,10 +144,10 @@ async def test_a_decision_with_a_lost_response_does_not_answer_the_next_park(
 
 
 async def test_a_decision_that_takes_effect_late_is_not_repeated(
-    opens: Opens, wire: InProcess, world: World
+    open_session: OpenSession, transport: InProcess, world: World
 ) -> None:
     """The read after the lost response still shows the park. The read before the repeat does not."""
-    async with parked(opens) as run:
+    async with parked(open_session) as run:
         stale = msgspec.json.encode(run.state)
         reads = 0
 
@@ -154,59 +158,63 @@ async def test_a_decision_that_takes_effect_late_is_not_repeated(
             reads += path.endswith(run.id)
             return Fault(change=lambda body: stale) if reads == 1 else None
 
-        wire.fault = lagging
+        transport.fault = lagging
         await run.approve()
         assert (await run.wait()).status == "completed"
-    assert decisions(wire) == 1
+    assert decisions(transport) == 1
 
 
 async def test_a_decision_that_never_arrives_raises_unknown_outcome_with_its_body(
-    opens: Opens, wire: InProcess
+    open_session: OpenSession, transport: InProcess
 ) -> None:
-    wire.fault = lambda method, path, number: Fault(lost_before=True) if path.endswith(DECISIONS) else None
-    async with parked(opens) as run:
+    transport.fault = lambda method, path, number: (
+        Fault(lost_before=True) if path.endswith(DECISIONS) else None
+    )
+    async with parked(open_session) as run:
         with pytest.raises(UnknownOutcome, match="decide again") as unknown:
             await run.approve(answers={"fq0": "a"})
         assert json.loads(unknown.value.sent)["answers"] == [{"question_id": "fq0", "option_id": "a"}]
-        wire.fault = lambda method, path, number: None
+        transport.fault = lambda method, path, number: None
         await run.approve()
         assert (await run.wait()).status == "completed"
 
 
 async def test_questions_that_changed_since_they_were_shown_are_not_answered(
-    opens: Opens, wire: InProcess, world: World
+    open_session: OpenSession, transport: InProcess, world: World
 ) -> None:
     """Another client has decided, and the run has parked again with questions of the same ids."""
     world.variants = replace(world.variants, parks_twice=True)
-    async with parked(opens) as run, opens() as elsewhere:
+    async with parked(open_session) as run, open_session() as elsewhere:
         other = elsewhere.watch(run.id, run.company_id)
         await other.wait()
         await other.approve()
         await other.wait()
         assert other.needs_attention not in (None, run.needs_attention)
         await asyncio.sleep(10.0)
-        before = decisions(wire)
+        before = decisions(transport)
         with pytest.raises(Conflict, match="now asks something else"):
             await run.approve()
-        assert decisions(wire) == before
+        assert decisions(transport) == before
         assert run.needs_attention == other.needs_attention
         await run.approve()
         assert (await run.wait()).status == "completed"
     assert world.verdict(10**6).blind_decisions == 0
 
 
-async def test_a_recently_read_park_is_decided_without_another_read(opens: Opens, wire: InProcess) -> None:
-    async with parked(opens) as run:
-        before = len(wire.sent)
+async def test_a_recently_read_park_is_decided_without_another_read(
+    open_session: OpenSession, transport: InProcess
+) -> None:
+    async with parked(open_session) as run:
+        before = len(transport.sent)
         await run.approve()
-        assert len(wire.sent) == before + 1
+        assert len(transport.sent) == before + 1
 
 
 async def test_a_decision_about_an_expired_park_is_a_conflict_and_the_run_fails(
-    opens: Opens, world: World
+    open_session: OpenSession, world: World
 ) -> None:
     world.variants = replace(world.variants, park_lasts=60.0)
-    async with parked(opens) as run:
+    async with parked(open_session) as run:
         await asyncio.sleep(100.0)
         with pytest.raises(Conflict):
             await run.approve()
@@ -216,10 +224,10 @@ async def test_a_decision_about_an_expired_park_is_a_conflict_and_the_run_fails(
 
 @pytest.mark.parametrize("fault", ["500-after", "truncated", "hang", "html-502"])
 async def test_a_rejection_is_sent_once_even_if_its_response_is_lost(
-    fault: str, opens: Opens, wire: InProcess, world: World
+    fault: str, open_session: OpenSession, transport: InProcess, world: World
 ) -> None:
-    wire.fault = on_decision(FAULTS[fault])
-    async with parked(opens) as run:
+    transport.fault = on_decision(FAULTS[fault])
+    async with parked(open_session) as run:
         await run.reject()
         with pytest.raises(RunFailed, match="Rejected"):
             await run.wait()

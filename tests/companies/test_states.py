@@ -26,7 +26,7 @@ from asyncmig import (
 )
 from asyncmig.simulator import World
 
-from .conftest import CLEAN, DUPLICATES, SOURCE, Opens
+from .conftest import CLEAN, DUPLICATES, SOURCE, OpenSession
 
 pytestmark = pytest.mark.looptime
 Customer = Callable[..., Spec]
@@ -75,15 +75,15 @@ Setups = Callable[[str], AbstractAsyncContextManager[Setup]]
 
 
 @pytest.fixture
-def setups(opens: Opens, world: World, customer: Customer, tmp_path: Path) -> Setups:
+def setups(open_session: OpenSession, world: World, customer: Customer, tmp_path: Path) -> Setups:
     @asynccontextmanager
     async def opened(text: str) -> AsyncIterator[Setup]:
         path, to = tmp_path / "fleet.db", tmp_path / "out"
         async with (
             Journal(path, threaded=False) as one,
             Journal(path, threaded=False) as two,
-            opens() as first,
-            opens() as second,
+            open_session() as first,
+            open_session() as second,
             Fleet(first, journal=one, to=to, concurrency=1) as fleet,
             Fleet(second, journal=two, to=to) as elsewhere,
         ):

@@ -17,7 +17,7 @@ from asyncmig.companies import Company, Uploaded
 from asyncmig.simulator import SCHEMAS, SOURCES, Reply, World, serve
 from asyncmig.transfers.content import content_of
 
-from .conftest import CLEAN, SOURCE, Opens
+from .conftest import CLEAN, SOURCE, OpenSession
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("task_factory")]
 CONTENT = bytes(range(256)) * 4_000
@@ -53,14 +53,14 @@ class Reopened:
     ids=["bytes", "bytearray", "function", "iterable", "callable", "path", "iterator"],
 )
 async def test_each_kind_of_source_is_uploaded_completely(
-    source: object, opens: Opens, world: World, tmp_path: Path
+    source: object, open_session: OpenSession, world: World, tmp_path: Path
 ) -> None:
     if source == "path":
         source = tmp_path / "contacts.csv"
         source.write_bytes(CONTENT)  # type: ignore[attr-defined]
     source = chunks() if source == "iterator" else source
     seen: list[tuple[int, int]] = []
-    async with opens() as session:
+    async with open_session() as session:
         uploaded = await (await provisioned(session)).upload(
             source,  # type: ignore[arg-type]
             name="contacts.csv",
@@ -90,10 +90,10 @@ async def test_each_kind_of_source_is_uploaded_completely(
     ],
 )
 async def test_a_file_is_uploaded_unchanged_with_the_content_type_of_its_name(
-    name: str, given: str | None, kind: str, opens: Opens, world: World
+    name: str, given: str | None, kind: str, open_session: OpenSession, world: World
 ) -> None:
     content = b"PK\x03\x04\x00\xff not text at all"
-    async with opens() as session:
+    async with open_session() as session:
         await (await provisioned(session)).upload(content, name=name, content_type=given)
     assert arrived(world) == {name: (kind, content)}
 
@@ -116,14 +116,19 @@ async def test_a_file_is_uploaded_unchanged_with_the_content_type_of_its_name(
     ],
 )
 async def test_an_invalid_source_is_refused_without_an_upload(
-    source: object, options: dict[str, object], field: str, opens: Opens, wire: InProcess, world: World
+    source: object,
+    options: dict[str, object],
+    field: str,
+    open_session: OpenSession,
+    transport: InProcess,
+    world: World,
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         company = await provisioned(session)
         with pytest.raises(InvalidInput) as refused:
             await company.upload(source, **options)  # type: ignore[arg-type]
     assert refused.value.field == field
-    assert [method for _, method, _ in wire.sent if method == "PUT"] == []
+    assert [method for _, method, _ in transport.sent if method == "PUT"] == []
 
 
 @pytest.mark.parametrize(
@@ -135,19 +140,19 @@ async def test_an_invalid_source_is_refused_without_an_upload(
     ],
 )
 async def test_a_stream_whose_size_differs_from_the_given_size_is_not_stored(
-    size: int, what: str, opens: Opens, world: World
+    size: int, what: str, open_session: OpenSession, world: World
 ) -> None:
-    async with opens() as session:
+    async with open_session() as session:
         with pytest.raises(InvalidInput, match=what):
             await (await provisioned(session)).upload(chunks, name="a.csv", size=size)
     assert arrived(world)["a.csv"][1] is None
 
 
 async def test_a_file_that_grows_or_shrinks_during_its_upload_is_refused(
-    opens: Opens, tmp_path: Path
+    open_session: OpenSession, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.csv"
-    async with opens(upload_bytes_per_second=100_000) as session:
+    async with open_session(upload_bytes_per_second=100_000) as session:
         company = await provisioned(session)
         for content in (CONTENT * 5, CONTENT * 7):
             file.write_bytes(CONTENT * 6)
@@ -158,12 +163,14 @@ async def test_a_file_that_grows_or_shrinks_during_its_upload_is_refused(
                 await upload
 
 
-async def test_an_exception_in_a_stream_or_a_progress_callback_is_propagated_unchanged(opens: Opens) -> None:
+async def test_an_exception_in_a_stream_or_a_progress_callback_is_propagated_unchanged(
+    open_session: OpenSession,
+) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
         raise KeyError("of the bucket")
 
-    async with opens() as session:
+    async with open_session() as session:
         company = await provisioned(session)
         with pytest.raises(KeyError, match="of the bucket"):
             await company.upload(broken, name="a.csv", size=2)
@@ -210,12 +217,12 @@ def storage(*faults: Fault) -> Callable[[str, str, int], Fault | None]:
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_a_source_that_can_be_reopened_is_sent_again_to_a_new_url(
-    fault: Fault, opens: Opens, wire: InProcess, world: World
+    fault: Fault, open_session: OpenSession, transport: InProcess, world: World
 ) -> None:
-    wire.fault = storage(fault, fault)
-    async with opens() as session:
+    transport.fault = storage(fault, fault)
+    async with open_session() as session:
         uploaded = await (await provisioned(session)).upload(chunks, name="a.csv", size=len(CONTENT))
-    urls = [url for _, method, url in wire.sent if method == "PUT"]
+    urls = [url for _, method, url in transport.sent if method == "PUT"]
     assert len(urls) == len(set(urls)) == 3
     assert uploaded.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert world.companies[next(iter(world.companies))].uploads[uploaded.upload_ref].content == CONTENT
@@ -223,73 +230,76 @@ async def test_a_source_that_can_be_reopened_is_sent_again_to_a_new_url(
 
 @pytest.mark.parametrize(("body", "puts"), [(b"", 1), (b"<html>stored", 8)])
 async def test_html_responses_of_the_storage_are_accepted_after_all_attempts(
-    body: bytes, puts: int, opens: Opens, wire: InProcess, world: World
+    body: bytes, puts: int, open_session: OpenSession, transport: InProcess, world: World
 ) -> None:
     page = Fault(afterwards=Reply(status=200, body=body, content_type="Text/HTML; charset=utf-8"))
-    wire.fault = storage(*[page] * 9)
-    async with opens() as session:
+    transport.fault = storage(*[page] * 9)
+    async with open_session() as session:
         uploaded = await (await provisioned(session)).upload(CONTENT, name="a.csv")
     assert uploaded.sha256 == hashlib.sha256(CONTENT).hexdigest()
-    assert [method for _, method, _ in wire.sent].count("PUT") == puts
+    assert [method for _, method, _ in transport.sent].count("PUT") == puts
 
 
 @pytest.mark.parametrize("url", ["http://elsewhere.invalid/x", "https://[bad/x", "ftp://x/y", "nothing"])
 async def test_an_invalid_upload_url_of_the_server_is_refused(
-    opens: Opens, wire: InProcess, url: str
+    open_session: OpenSession, transport: InProcess, url: str
 ) -> None:
     named = Fault(
         afterwards=Reply(status=201, body=json.dumps({"upload_url": url, "upload_ref": "r"}).encode())
     )
-    async with opens() as session:
+    async with open_session() as session:
         company = await provisioned(session)
-        wire.fault = lambda method, path, number: named if path.endswith("/uploads") else None
+        transport.fault = lambda method, path, number: named if path.endswith("/uploads") else None
         with pytest.raises(InvalidInput, match="named by the server"):
             await company.upload(CONTENT, name="a.csv")
-    assert not any(method == "PUT" for _, method, _ in wire.sent)
+    assert not any(method == "PUT" for _, method, _ in transport.sent)
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("reset", NoAnswer), ("expired", UnexpectedReply)])
 async def test_a_partly_read_stream_is_not_sent_again_and_the_error_says_why(
-    fault: str, kind: type[Exception], opens: Opens, wire: InProcess
+    fault: str, kind: type[Exception], open_session: OpenSession, transport: InProcess
 ) -> None:
-    wire.fault = storage(FAULTS[fault])
-    async with opens() as session:
+    transport.fault = storage(FAULTS[fault])
+    async with open_session() as session:
         with pytest.raises(kind, match=r"stream of a\.csv can be read only once.*give a callable"):
             await (await provisioned(session)).upload(chunks(), name="a.csv", size=len(CONTENT))
-    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+    assert [method for _, method, _ in transport.sent].count("PUT") == 1
 
 
-async def test_an_unread_stream_is_retried(opens: Opens, wire: InProcess) -> None:
-    wire.fault = lambda method, path, number: (
+async def test_an_unread_stream_is_retried(open_session: OpenSession, transport: InProcess) -> None:
+    # An upload makes eight attempts.
+    transport.fault = lambda method, path, number: (
         Fault(lost_before=True) if path.endswith("/uploads") and number < 8 else None
-    )  # an upload makes eight attempts
-    async with opens() as session:
+    )
+    async with open_session() as session:
         uploaded = await (await provisioned(session)).upload(chunks(), name="a.csv", size=len(CONTENT))
     assert uploaded.size == len(CONTENT)
 
 
 async def test_an_attempt_requests_the_url_and_sends_the_bytes_at_most_once(
-    opens: Opens, wire: InProcess
+    open_session: OpenSession, transport: InProcess
 ) -> None:
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(lost_before=True) if path == "/storage" or (path.endswith("/uploads") and number % 2) else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         company = await provisioned(session)
         with pytest.raises(NoAnswer):
             await company.upload(CONTENT, name="a.csv")
-    assert sum(url.endswith("/uploads") for _, _, url in wire.sent) == 8
-    assert sum(method == "PUT" for _, method, _ in wire.sent) == 4
+    assert sum(url.endswith("/uploads") for _, _, url in transport.sent) == 8
+    assert sum(method == "PUT" for _, method, _ in transport.sent) == 4
 
 
-async def test_a_file_that_is_too_large_for_the_storage_is_sent_once(opens: Opens, wire: InProcess) -> None:
-    wire.fault = lambda method, path, number: (
+async def test_a_file_that_is_too_large_for_the_storage_is_sent_once(
+    open_session: OpenSession, transport: InProcess
+) -> None:
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=413, body=b"")) if path == "/storage" else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         with pytest.raises(BadRequest, match="413"):
             await (await provisioned(session)).upload(CONTENT, name="a.csv")
-    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+    assert [method for _, method, _ in transport.sent].count("PUT") == 1
 
 
 def xml(code: str, message: str = "as it is") -> bytes:
@@ -319,16 +329,16 @@ def answers(*replies: Reply) -> Callable[[str, str, int], Fault | None]:
     ],
 )
 async def test_a_refusal_by_the_storage_is_final_if_new_urls_are_refused_too(
-    opens: Opens, wire: InProcess, world: World, status: int, code: str, puts: int
+    open_session: OpenSession, transport: InProcess, world: World, status: int, code: str, puts: int
 ) -> None:
-    wire.fault = answers(Reply(status=status, body=xml(code), content_type="application/xml"))
-    async with opens() as session:
+    transport.fault = answers(Reply(status=status, body=xml(code), content_type="application/xml"))
+    async with open_session() as session:
         company = await provisioned(session)
         with pytest.raises(BadRequest, match=f"{status}: the storage refused the bytes: {code}: as it is"):
             await company.upload(CONTENT, name="a.csv")
         await session.companies.sources()  # the session does not treat its key as refused
-    assert [method for _, method, _ in wire.sent].count("PUT") == puts
-    assert len({url for _, method, url in wire.sent if method == "PUT"}) == puts
+    assert [method for _, method, _ in transport.sent].count("PUT") == puts
+    assert len({url for _, method, url in transport.sent if method == "PUT"}) == puts
 
 
 @pytest.mark.parametrize(
@@ -342,41 +352,45 @@ async def test_a_refusal_by_the_storage_is_final_if_new_urls_are_refused_too(
     ],
 )
 async def test_temporary_refusals_by_the_storage_are_retried(
-    opens: Opens, wire: InProcess, refusals: list[tuple[int, str]]
+    open_session: OpenSession, transport: InProcess, refusals: list[tuple[int, str]]
 ) -> None:
-    wire.fault = answers(
+    transport.fault = answers(
         *(Reply(status=each, body=xml(code) if code else b"moved") for each, code in refusals),
         Reply(status=200, body=b""),
     )
-    async with opens() as session:
+    async with open_session() as session:
         uploaded = await (await provisioned(session)).upload(CONTENT, name="a.csv")
     assert uploaded.size == len(CONTENT)
-    assert [method for _, method, _ in wire.sent].count("PUT") == len(refusals) + 1
+    assert [method for _, method, _ in transport.sent].count("PUT") == len(refusals) + 1
 
 
-async def test_a_retry_after_header_of_the_storage_is_obeyed(opens: Opens, wire: InProcess) -> None:
+async def test_a_retry_after_header_of_the_storage_is_obeyed(
+    open_session: OpenSession, transport: InProcess
+) -> None:
     busy = Reply(status=503, body=xml("SlowDown"), headers={"Retry-After": "40"})
-    wire.fault = answers(busy, Reply(status=200, body=b""))
-    async with opens() as session:
+    transport.fault = answers(busy, Reply(status=200, body=b""))
+    async with open_session() as session:
         await (await provisioned(session)).upload(CONTENT, name="a.csv")
-    first, second = (at for at, method, _ in wire.sent if method == "PUT")
+    first, second = (at for at, method, _ in transport.sent if method == "PUT")
     assert 40 <= second - first < 70
 
 
 @pytest.mark.parametrize("status", [201, 204])
 async def test_status_201_or_204_with_html_means_that_the_file_is_stored(
-    opens: Opens, wire: InProcess, status: int
+    open_session: OpenSession, transport: InProcess, status: int
 ) -> None:
-    wire.fault = answers(Reply(status=status, body=b"<html>stored</html>", content_type="text/html"))
-    async with opens() as session:
+    transport.fault = answers(Reply(status=status, body=b"<html>stored</html>", content_type="text/html"))
+    async with open_session() as session:
         await (await provisioned(session)).upload(CONTENT, name="a.csv")
-    assert [method for _, method, _ in wire.sent].count("PUT") == 1
+    assert [method for _, method, _ in transport.sent].count("PUT") == 1
 
 
-async def test_a_url_that_expires_during_the_upload_is_replaced(opens: Opens, world: World) -> None:
+async def test_a_url_that_expires_during_the_upload_is_replaced(
+    open_session: OpenSession, world: World
+) -> None:
     world.variants = replace(world.variants, upload_lives=5.0)
     lifetimes = iter([5.0, 3600.0])
-    async with opens(upload_bytes_per_second=100_000) as session:
+    async with open_session(upload_bytes_per_second=100_000) as session:
         company = await provisioned(session)
 
         def slow_the_first(sent: int, size: int) -> None:
@@ -390,7 +404,7 @@ async def test_a_url_that_expires_during_the_upload_is_replaced(opens: Opens, wo
 
 
 async def test_opened_streams_are_closed_after_cancellation_and_failure(
-    opens: Opens, wire: InProcess
+    open_session: OpenSession, transport: InProcess
 ) -> None:
     open_now = 0
 
@@ -403,7 +417,7 @@ async def test_opened_streams_are_closed_after_cancellation_and_failure(
         finally:
             open_now -= 1
 
-    async with opens(upload_bytes_per_second=100_000) as session:
+    async with open_session(upload_bytes_per_second=100_000) as session:
         company = await provisioned(session)
         upload = asyncio.create_task(company.upload(counted, name="a.csv", size=len(CONTENT)))
         await asyncio.sleep(3.0)
@@ -412,10 +426,10 @@ async def test_opened_streams_are_closed_after_cancellation_and_failure(
         with pytest.raises(asyncio.CancelledError):
             await upload
         assert open_now == 0
-        wire.fault = storage(Fault(), FAULTS["reset"])
+        transport.fault = storage(Fault(), FAULTS["reset"])
         await company.upload(counted, name="a.csv", size=len(CONTENT))
         assert open_now == 0
-    assert wire.open == 0
+    assert transport.open == 0
 
 
 class SlowFile(BytesIO):
@@ -472,22 +486,22 @@ def written(folder: Path, count: int) -> list[Path]:
 
 
 async def test_the_files_of_an_import_are_uploaded_in_parallel_and_keep_their_order(
-    opens: Opens, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, transport: InProcess, tmp_path: Path
 ) -> None:
     paths = written(tmp_path, 12)
     most = 0
 
     def watch(method: str, path: str, number: int) -> None:
         nonlocal most
-        most = max(most, wire.open if path == "/storage" else 0)
+        most = max(most, transport.open if path == "/storage" else 0)
 
-    wire.fault = watch
-    async with opens(max_parallel_uploads=3) as session:
+    transport.fault = watch
+    async with open_session(max_parallel_uploads=3) as session:
         company = await provisioned(session)
         ready = await company.upload(CLEAN.encode(), name="ready.csv")
         run = await company.imports.start(files=[paths[0], ready, *paths[1:]])
         assert run.id
-    (state,) = wire.world.companies.values()
+    (state,) = transport.world.companies.values()
     (imported,) = state.runs.values()
     assert [table.name for table, _ in imported.inserted] == [
         "file0",
@@ -499,50 +513,50 @@ async def test_the_files_of_an_import_are_uploaded_in_parallel_and_keep_their_or
 
 @pytest.mark.parametrize("broken", ["/storage", "/uploads"])
 async def test_uploads_that_wait_for_a_retry_do_not_count_as_parallel_uploads(
-    broken: str, opens: Opens, wire: InProcess
+    broken: str, open_session: OpenSession, transport: InProcess
 ) -> None:
     fails = True
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=503, body=b"")) if fails and path.endswith(broken) else None
     )
     loop = asyncio.get_running_loop()
-    async with opens(max_parallel_uploads=2) as session:
+    async with open_session(max_parallel_uploads=2) as session:
         company = await provisioned(session)
         stuck = [asyncio.create_task(company.upload(CONTENT, name=f"{n}.csv")) for n in range(2)]
         await asyncio.sleep(0.5)
         fails, began = False, loop.time()
         await company.upload(CONTENT, name="good.csv")
-        assert loop.time() - began < 0.5  # a back-off is a second at least
+        assert loop.time() - began < 0.5  # the shortest back-off is a second
         await asyncio.gather(*stuck)
 
 
 async def test_a_failed_file_cancels_the_other_uploads_and_raises_its_error(
-    opens: Opens, wire: InProcess, world: World, tmp_path: Path
+    open_session: OpenSession, transport: InProcess, world: World, tmp_path: Path
 ) -> None:
     paths, loop = written(tmp_path, 6), asyncio.get_running_loop()
     for path in paths[1:]:
         path.write_bytes(CONTENT)
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(instead=Reply(status=413, body=b"")) if path == "/storage" and number == 1 else None
     )
-    async with opens(upload_bytes_per_second=100_000) as session:
+    async with open_session(upload_bytes_per_second=100_000) as session:
         company = await provisioned(session)
         with pytest.raises(BadRequest, match="413"):
             await company.imports.start(files=paths)
         assert loop.time() < 10.0
         await asyncio.sleep(60.0)
-        assert wire.open == 0
+        assert transport.open == 0
         assert not any(content for _, content in arrived(world).values())
         paths[3].unlink()
-        before = len(wire.sent)
+        before = len(transport.sent)
         with pytest.raises(InvalidInput, match="file3"):
             await company.imports.start(files=paths)
-        assert len(wire.sent) == before
+        assert len(transport.sent) == before
 
 
-async def test_all_uploads_of_a_session_share_upload_bytes_per_second(opens: Opens) -> None:
+async def test_all_uploads_of_a_session_share_upload_bytes_per_second(open_session: OpenSession) -> None:
     loop = asyncio.get_running_loop()
-    async with opens(upload_bytes_per_second=256_000) as session:
+    async with open_session(upload_bytes_per_second=256_000) as session:
         company = await provisioned(session)
         began = loop.time()
         await asyncio.gather(*(company.upload(CONTENT, name=f"{n}.csv") for n in range(4)))
@@ -550,14 +564,14 @@ async def test_all_uploads_of_a_session_share_upload_bytes_per_second(opens: Ope
 
 
 async def test_a_repeated_start_with_a_key_reuses_the_earlier_uploads(
-    opens: Opens, wire: InProcess, tmp_path: Path
+    open_session: OpenSession, transport: InProcess, tmp_path: Path
 ) -> None:
     """A server may compare the upload references of a key: new references with the old key would cause a 409."""
     paths = written(tmp_path, 2)
-    wire.fault = lambda method, path, number: (
+    transport.fault = lambda method, path, number: (
         Fault(lost_after=True) if method == "POST" and path.endswith("/imports") and number <= 8 else None
     )
-    async with opens() as session:
+    async with open_session() as session:
         company = await provisioned(session)
         with pytest.raises(NoAnswer):
             await company.imports.start(files=paths, idempotency_key="k")
@@ -565,5 +579,5 @@ async def test_a_repeated_start_with_a_key_reuses_the_earlier_uploads(
         assert (await run.wait()).status == "completed"
         again = await company.imports.start(files=paths, idempotency_key="k")
         assert again.id == run.id
-    assert [method for _, method, _ in wire.sent].count("PUT") == 2
-    assert wire.world.verdict(10**6).duplicate_imports == 0
+    assert [method for _, method, _ in transport.sent].count("PUT") == 2
+    assert transport.world.verdict(10**6).duplicate_imports == 0
