@@ -12,7 +12,7 @@ from asyncmig.migrations.migration import Migration
 from .server import BASE_URL, Account
 
 KEY = "key-that-nobody-may-see"
-Opens = Callable[..., AbstractAsyncContextManager[Migration]]
+OpenMigration = Callable[..., AbstractAsyncContextManager[Migration]]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def account() -> Account:
 
 
 @pytest.fixture
-def opens(account: Account) -> Opens:
+def open_migration(account: Account) -> OpenMigration:
     """Return a function that opens a session with a new migration; without hourly limits, unless a test sets them."""
 
     @asynccontextmanager

@@ -168,7 +168,7 @@ class Account:
             case "PATCH", ["migrations", _, "runs", run_id]:
                 if self.state(self.now)["status"] not in ("queued", "running", "blocked"):
                     return Reply(409, {"error": "ended"})
-                self.enter(self.now, {"status": "canceled"})
+                self.set_state(self.now, {"status": "canceled"})
                 return self.read(run_id)
             case "POST", ["migrations", _, "runs", run_id, "messages" | "credentials" as what]:
                 return self.answer(run_id, what, body)
@@ -218,7 +218,7 @@ class Account:
         past = [state for since, state in self.timeline if since <= at]
         return past[-1] if past else {"status": "none"}
 
-    def enter(self, at: float, state: Json) -> None:
+    def set_state(self, at: float, state: Json) -> None:
         self.timeline = [(since, each) for since, each in self.timeline if since <= at]
         self.timeline.append((at, state))
 
@@ -232,8 +232,8 @@ class Account:
         ]
         return [event for at, event in numbered if at <= self.now and event["sequence"] > after]
 
-    def play(self, what: str) -> None:
-        self.enter(self.now, {"status": "running"})
+    def schedule_steps(self, what: str) -> None:
+        self.set_state(self.now, {"status": "running"})
         for after, state in self.steps[what]:
             self.timeline.append((self.now + after, state))
             kinds = {"awaiting_approval": "preview", "completed": "completed", "blocked": "request_input"}
@@ -244,7 +244,7 @@ class Account:
         if state in ("queued", "running", "blocked"):
             return Reply(409, {"error": "a run is in progress", "run_id": self.run_id})
         self.runs.append((self.now, body["kind"], self.run_id))
-        self.play(body["kind"])
+        self.schedule_steps(body["kind"])
         return Reply(201, {"run_id": self.run_id, "status": "running"})
 
     def read(self, run_id: str) -> Reply:
@@ -259,7 +259,7 @@ class Account:
         if state["status"] != "blocked" or (state.get("blocked_reason") or "question") != reason:
             return Reply(409, {"error": "not blocked on this"})
         self.answered += 1
-        self.play("answer")
+        self.schedule_steps("answer")
         return Reply(200, {"run_id": run_id, "status": "running"})
 
     def preview(self) -> Reply:

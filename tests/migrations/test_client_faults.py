@@ -10,7 +10,7 @@ from asyncmig import Conflict, InvalidInput, Session, UnknownOutcome
 from asyncmig.migrations import Preview, Questions, Report, StartPoint
 from asyncmig.migrations.wire import RunState
 
-from .conftest import KEY, Opens
+from .conftest import KEY, OpenMigration
 from .server import BASE_URL, QUESTION, REPORT, SHEETS, Account, Json, Reply
 
 pytestmark = pytest.mark.looptime
@@ -26,9 +26,9 @@ def lost(number: int, fault: str = "vanished") -> object:
 
 @pytest.mark.parametrize("kind", ["message", "preview", "completed"])
 async def test_a_late_event_of_the_previous_operation_does_not_confirm_a_start(
-    kind: str, opens: Opens, account: Account
+    kind: str, open_migration: OpenMigration, account: Account
 ) -> None:
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         account.add_event(account.now + 2.0, kind, {"text": "late"})
         account.fault = lost(2)  # type: ignore[assignment]
@@ -39,10 +39,10 @@ async def test_a_late_event_of_the_previous_operation_does_not_confirm_a_start(
 
 @pytest.mark.parametrize("kind", ["message", "preview", "completed"])
 async def test_an_execution_is_not_repeated_if_no_log_shows_the_origin_of_an_event(
-    kind: str, opens: Opens, account: Account
+    kind: str, open_migration: OpenMigration, account: Account
 ) -> None:
     account.log_hides_preview = True
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         account.add_event(account.now + 2.0, kind, {"text": "late, or of an execution with a run of its own"})
         account.fault = lost(2)  # type: ignore[assignment]
@@ -51,10 +51,12 @@ async def test_an_execution_is_not_repeated_if_no_log_shows_the_origin_of_an_eve
     assert account.starts() == ["generate"]
 
 
-async def test_a_late_event_does_not_end_an_update_early(opens: Opens, account: Account) -> None:
+async def test_a_late_event_does_not_end_an_update_early(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.lag = 25.0
     account.steps["update"] = [(100.0, {"status": "awaiting_approval"})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         account.add_event(account.now + 3.0, "preview")
         begun = account.now
@@ -62,8 +64,10 @@ async def test_a_late_event_does_not_end_an_update_early(opens: Opens, account: 
         assert account.now >= begun + 100.0
 
 
-async def test_a_late_event_does_not_confirm_a_lost_second_generate(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_a_late_event_does_not_confirm_a_lost_second_generate(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         account.add_event(account.now + 2.0, "message", "late")
         account.fault = lost(2)  # type: ignore[assignment]
@@ -72,9 +76,9 @@ async def test_a_late_event_does_not_confirm_a_lost_second_generate(opens: Opens
 
 
 async def test_an_execution_with_a_run_of_its_own_is_not_compared_with_the_old_run(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         await (await migration.execute()).wait()
         await (await migration.generate()).wait()
@@ -105,12 +109,12 @@ def lose_start_to_another_run(account: Account, *, created_at: str, run_id: str 
 
 
 async def test_a_refused_repeat_does_not_adopt_a_run_that_is_older_than_the_start(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.routes["GET", "/migrations/m1/log"] = lambda body, query: Reply(
         200, {"generated_at": "2026-01-01T12:00:00Z", "runs": []}
     )
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         lose_start_to_another_run(account, created_at="2026-01-01T11:00:00Z")
         with pytest.raises(Conflict, match="run-2"):
@@ -118,19 +122,21 @@ async def test_a_refused_repeat_does_not_adopt_a_run_that_is_older_than_the_star
 
 
 async def test_a_refused_repeat_of_generate_does_not_adopt_a_run_that_was_known_before(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         lose_start_to_another_run(account, created_at="2027-01-01T11:00:00Z", run_id="run-1")
         with pytest.raises(Conflict, match="run-1"):
             await migration.generate()
 
 
-async def test_a_run_without_an_id_is_never_requested(opens: Opens, account: Account) -> None:
+async def test_a_run_without_an_id_is_never_requested(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.log_hides_preview = True
     account.steps["generate"] = [(0.1, {"status": "awaiting_approval"})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         account.fault = lost(1, "lost")  # type: ignore[assignment]
         run = await migration.generate()
         assert (run.id, isinstance(await run.wait(), Preview)) == ("", True)
@@ -140,7 +146,7 @@ async def test_a_run_without_an_id_is_never_requested(opens: Opens, account: Acc
     assert not [path for _, _, path, _ in account.sent if path.endswith("/runs/")]
 
 
-async def test_a_lost_put_is_found_by_name_and_size(opens: Opens, account: Account) -> None:
+async def test_a_lost_put_is_found_by_name_and_size(open_migration: OpenMigration, account: Account) -> None:
     stored = account.storage
 
     def storage(method: str, path: str, content: bytes) -> Reply:
@@ -150,7 +156,7 @@ async def test_a_lost_put_is_found_by_name_and_size(opens: Opens, account: Accou
 
     account.storage = storage  # type: ignore[method-assign]
     account.fault = lambda method, path, n: "lost" if method == "PUT" and "0-1-a.csv" in path else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.upload_all([("a.csv", b"a\n1\n"), ("b.csv", b"b\n1\n")])
     assert sorted(each["name"] for each in account.files) == ["a.csv", "b.csv"]
 
@@ -161,21 +167,21 @@ def test_no_repr_shows_the_answers_or_the_message_of_a_run() -> None:
     assert SECRET not in f"{state!r} {point!r}"
 
 
-async def test_a_start_point_has_no_answers(opens: Opens, account: Account) -> None:
+async def test_a_start_point_has_no_answers(open_migration: OpenMigration, account: Account) -> None:
     points: list[StartPoint] = []
 
     async def noted(point: StartPoint) -> None:
         points.append(point)
 
     account.steps["generate"] = [(60.0, {"status": "awaiting_approval", "answers": {"q1": SECRET}})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         await migration.execute(noted=noted)
     assert SECRET.encode() not in msgspec.json.encode(points)
 
 
 async def test_a_direct_download_replaces_an_export_job_that_never_starts(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     account.routes["POST", "/migrations/m1/exports"] = lambda body, query: Reply(409, {"error": "running"})
     path = "/migrations/m1/exports/contacts.csv"
@@ -189,7 +195,7 @@ async def test_a_direct_download_replaces_an_export_job_that_never_starts(
         )
 
     account.routes["GET", path] = contacts
-    async with opens() as migration:
+    async with open_migration() as migration:
         begun = account.now
         files = await migration.download(to=tmp_path, sheets=["contacts"])
         assert 300.0 < account.now - begun < 620.0
@@ -197,18 +203,20 @@ async def test_a_direct_download_replaces_an_export_job_that_never_starts(
 
 
 async def test_a_sheet_that_is_refused_directly_and_as_a_job_raises_conflict(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     for method, path in (("POST", "exports"), ("GET", "exports/contacts.csv")):
         account.routes[method, f"/migrations/m1/{path}"] = lambda body, query: Reply(409, {"error": "no"})
-    async with opens() as migration:
+    async with open_migration() as migration:
         with pytest.raises(Conflict):
             await migration.download(to=tmp_path, sheets=["contacts"])
 
 
-async def test_a_slow_iteration_yields_the_events_that_it_missed(opens: Opens, account: Account) -> None:
+async def test_a_slow_iteration_yields_the_events_that_it_missed(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.stream_ends = False
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.generate()
         shared = migration._shared.stream("user")
         seen: list[int] = []
@@ -263,8 +271,8 @@ class _Renamed:
         pass
 
 
-async def test_log_waits_as_long_as_the_server_asks(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_log_waits_as_long_as_the_server_asks(open_migration: OpenMigration, account: Account) -> None:
+    async with open_migration() as migration:
         run = await migration.generate()
         with pytest.raises(Conflict):
             await migration.log()
@@ -275,24 +283,28 @@ async def test_log_waits_as_long_as_the_server_asks(opens: Opens, account: Accou
     assert account.count("GET", "/log") <= 6
 
 
-async def test_polls_are_less_frequent_while_the_stream_is_open(opens: Opens, account: Account) -> None:
+async def test_polls_are_less_frequent_while_the_stream_is_open(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["generate"] = [(600.0, {"status": "awaiting_approval"})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         assert account.now < 640.0
     assert account.count("GET", f"{RUNS}/run-1") <= 13
 
 
-async def test_polls_are_not_less_frequent_without_a_stream(opens: Opens, account: Account) -> None:
+async def test_polls_are_not_less_frequent_without_a_stream(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["generate"] = [(600.0, {"status": "awaiting_approval"})]
     account.routes["GET", "/migrations/m1/thread/stream"] = lambda body, query: Reply(404)
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait(stream=False)
     assert account.count("GET", f"{RUNS}/run-1") >= 40
 
 
 async def test_a_download_can_be_limited_to_rows_with_invalid_cells(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     account.sheets["contacts"] = "Name\r\nAda\r\nBAD\r\n"
 
@@ -302,34 +314,34 @@ async def test_a_download_can_be_limited_to_rows_with_invalid_cells(
 
     account.routes["GET", "/migrations/m1/exports/contacts.csv"] = contacts  # type: ignore[assignment]
     report = Report.__struct_config__ and msgspec.convert({**REPORT, "invalidCellCount": 1}, Report)
-    async with opens() as migration:
+    async with open_migration() as migration:
         files = await migration.download(to=tmp_path, sheets=["contacts"], filter="invalid", report=report)
     assert (files[0].rows, files[0].flagged) == (1, "included")
 
 
 async def test_a_start_that_another_process_may_have_sent_is_looked_up(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     points: list[StartPoint] = []
 
     async def noted(point: StartPoint) -> None:
         points.append(point)
 
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.generate(noted=noted)
-    async with opens() as migration:
+    async with open_migration() as migration:
         assert isinstance(await (await migration.generate(since=points[0])).wait(), Preview)
     assert account.starts() == ["generate"]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.execute(noted=noted)
         await asyncio.sleep(100)
-    async with opens() as migration:
+    async with open_migration() as migration:
         assert isinstance(await (await migration.execute(since=points[1])).wait(), Report)
     assert account.starts() == ["generate", "execute"]
 
 
 async def test_a_blocked_start_of_another_process_is_found_by_a_refused_repeat(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     points: list[StartPoint] = []
 
@@ -337,16 +349,16 @@ async def test_a_blocked_start_of_another_process_is_found_by_a_refused_repeat(
         points.append(point)
 
     account.steps["generate"] = [(5.0, {"status": "blocked", "questions": [QUESTION]})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.generate(noted=noted)
         await asyncio.sleep(60)
-    async with opens() as migration:
+    async with open_migration() as migration:
         assert isinstance(await (await migration.generate(since=points[0])).wait(), Questions)
     assert account.starts() == ["generate"]
 
 
 async def test_a_failed_export_job_is_started_once_more(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     jobs = "/migrations/m1/exports"
     account.routes["GET", f"{jobs}/contacts.csv"] = lambda body, query: Reply(409, {"error": "compressed"})
@@ -359,6 +371,6 @@ async def test_a_failed_export_job_is_started_once_more(
     link = {"status": "completed", "total_rows": 2, "download_url": "/files/x"}
     account.routes["GET", f"{jobs}/jobs/j2"] = lambda body, query: Reply(200, link)
     account.routes["GET", "/files/x"] = lambda body, query: Reply(200, account.sheets["contacts"].encode())
-    async with opens() as migration:
+    async with open_migration() as migration:
         files = await migration.download(to=tmp_path, sheets=["contacts"])
     assert (files[0].rows, account.count("POST", "/exports")) == (2, 2)

@@ -6,7 +6,7 @@ import pytest
 
 from asyncmig import BadRequest, UnexpectedReply
 
-from .conftest import Opens
+from .conftest import OpenMigration
 from .server import Account, Json, Reply
 from .test_transfers import CLEAN, ONE_BAD, Jobs
 
@@ -15,19 +15,19 @@ CONTACTS = "/migrations/m1/exports/contacts.csv"
 
 
 async def test_a_truncated_sheet_without_a_total_is_not_reported_as_clean(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     account.total = False
     account.sheets["contacts"] = (
         "Name,Email\r\nBob,BAD\r\n"  # cut after the first record; Bob's row is flagged
     )
-    async with opens() as migration:
+    async with open_migration() as migration:
         contacts, _ = await migration.download(to=tmp_path, report=ONE_BAD)
     assert (contacts.flagged, contacts.is_verified) == ("unknown", False)
 
 
 async def test_a_refusal_for_another_reason_does_not_switch_the_filter_off(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     account.filters = "honoured"
     account.sheets["contacts"] = "Name,Email\r\nAda,a@x.org\r\nBob,BAD\r\n"
@@ -38,7 +38,7 @@ async def test_a_refusal_for_another_reason_does_not_switch_the_filter_off(
         )
 
     account.routes["GET", CONTACTS] = sheet
-    async with opens() as migration:
+    async with open_migration() as migration:
         with pytest.raises(BadRequest):
             await migration.download(to=tmp_path, sheets=["contacts"], fields=["Nope"], report=ONE_BAD)
         (contacts,) = await migration.download(to=tmp_path, sheets=["contacts"], report=ONE_BAD)
@@ -50,7 +50,7 @@ async def test_a_refusal_for_another_reason_does_not_switch_the_filter_off(
 async def test_a_malformed_link_is_reported_and_not_shown(
     link: str,
     redirects: bool,
-    opens: Opens,
+    open_migration: OpenMigration,
     account: Account,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -58,7 +58,7 @@ async def test_a_malformed_link_is_reported_and_not_shown(
     Jobs(account, link="https://files.test/x" if redirects else link)
     if redirects:
         account.routes["GET", "/x"] = lambda body, query: Reply(302, headers={"Location": link})
-    async with opens() as migration:
+    async with open_migration() as migration:
         with pytest.raises(UnexpectedReply) as caught:
             await migration.download(to=tmp_path, sheets=["contacts"])
     error: BaseException | None = caught.value
@@ -69,12 +69,12 @@ async def test_a_malformed_link_is_reported_and_not_shown(
 
 
 async def test_an_html_page_at_a_download_link_is_not_delivered(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     Jobs(account)
     page = b"<html>\n<p>Sign in\n</html>"
     account.routes["GET", "/x"] = lambda body, query: Reply(200, page, {"Content-Type": "text/html"})
-    async with opens() as migration:
+    async with open_migration() as migration:
         job = await migration.export_job("contacts")
         with pytest.raises(UnexpectedReply):
             await job.download(tmp_path / "contacts.csv")
@@ -82,21 +82,23 @@ async def test_an_html_page_at_a_download_link_is_not_delivered(
 
 
 async def test_an_export_that_expired_is_started_again(
-    opens: Opens, account: Account, tmp_path: Path
+    open_migration: OpenMigration, account: Account, tmp_path: Path
 ) -> None:
     jobs = Jobs(account)
     fetch = jobs.fetch
     account.routes["GET", "/x"] = lambda body, query: (
         Reply(410, b"gone") if len(jobs.bodies) == 1 else fetch(body, query)
     )
-    async with opens() as migration:
+    async with open_migration() as migration:
         (contacts,) = await migration.download(to=tmp_path, sheets=["contacts"], report=CLEAN)
     assert (contacts.rows, len(jobs.bodies)) == (2, 2)
 
 
-async def test_a_403_of_an_export_says_whether_reads_still_work(opens: Opens, account: Account) -> None:
+async def test_a_403_of_an_export_says_whether_reads_still_work(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.routes["GET", "/sources"] = lambda body, query: Reply(200, {"sources": []})
     account.routes["POST", "/migrations/m1/exports"] = lambda body, query: Reply(403, {"error": "no plan"})
-    async with opens() as migration:
+    async with open_migration() as migration:
         with pytest.raises(UnexpectedReply, match="has no plan"):
             await migration.export_job("contacts")

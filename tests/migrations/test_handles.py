@@ -9,7 +9,7 @@ from asyncmig import ApiError, BadRequest, InvalidInput, NotFound, Session, Unkn
 from asyncmig.customers.catalog import Link
 from asyncmig.migrations.connections import WORKBOOK
 
-from .conftest import KEY, Opens
+from .conftest import KEY, OpenMigration
 from .server import BASE_URL, Account, Reply
 
 pytestmark = pytest.mark.looptime
@@ -131,7 +131,7 @@ async def test_wrong_columns_are_refused_before_a_request(
 
 
 async def test_an_update_of_knowledge_keeps_concurrent_changes_of_the_agent(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.text = {"knowledge": "Agent: one", "updated_at": "t1"}
 
@@ -140,15 +140,17 @@ async def test_an_update_of_knowledge_keeps_concurrent_changes_of_the_agent(
             account.text = {"knowledge": "Agent: two", "updated_at": "t2"}
         return f"{text}\nUs"
 
-    async with opens() as migration:
+    async with open_migration() as migration:
         written = await migration.knowledge.update(merge)
     assert written.text == account.text["knowledge"] == "Agent: two\nUs"
 
 
-async def test_a_lost_write_of_knowledge_is_recognised(opens: Opens, account: Account) -> None:
+async def test_a_lost_write_of_knowledge_is_recognised(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.text = {"knowledge": "one", "updated_at": "t1"}
     account.fault = lambda method, path, n: "lost" if method == "PATCH" and n == 1 else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         written = await migration.knowledge.write("two", if_unmodified_since="t1")
         assert written.text == "two"
         with pytest.raises(ApiError, match="412"):
@@ -159,7 +161,7 @@ async def test_a_lost_write_of_knowledge_is_recognised(opens: Opens, account: Ac
 
 
 async def test_a_connection_is_saved_without_showing_its_secrets(
-    opens: Opens, account: Account, caplog: pytest.LogCaptureFixture
+    open_migration: OpenMigration, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = "/migrations/m1/source-connection"
     account.routes["POST", path] = lambda body, query: Reply(
@@ -171,7 +173,7 @@ async def test_a_connection_is_saved_without_showing_its_secrets(
     )
     account.routes["GET", path] = lambda body, query: Reply(404, {"error": "none"})
     account.routes["DELETE", path] = lambda body, query: Reply(200, {"deleted": False})
-    async with opens() as migration:
+    async with open_migration() as migration:
         saved = await migration.connection.save(
             "salesforce", profile_id=WORKBOOK, credentials={"token": "s3cr3t-token"}
         )
@@ -191,8 +193,10 @@ async def test_a_connection_is_saved_without_showing_its_secrets(
 # Log and preview
 
 
-async def test_the_log_is_read_as_json_and_as_markdown(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_the_log_is_read_as_json_and_as_markdown(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         log = await migration.log()
         assert [(run.run_id, run.kind) for run in log.runs] == [("run-1", "generate")]
@@ -209,18 +213,18 @@ async def test_the_log_is_read_as_json_and_as_markdown(opens: Opens, account: Ac
     ],
 )
 async def test_invalid_cells_of_any_shape_are_counted(
-    cells: object, count: int, opens: Opens, account: Account
+    cells: object, count: int, open_migration: OpenMigration, account: Account
 ) -> None:
     account.routes["GET", "/migrations/m1/preview"] = lambda body, query: Reply(
         200, {"sheets": [{"template": {"slug": "a", "name": "A"}, "rows": None, "invalid_cells": cells}, {}]}
     )
-    async with opens() as migration:
+    async with open_migration() as migration:
         assert (await migration.preview(fields=["A"])).invalid_cells == count
 
 
-async def test_a_late_preview_is_found(opens: Opens, account: Account) -> None:
+async def test_a_late_preview_is_found(open_migration: OpenMigration, account: Account) -> None:
     account.fault = lambda method, path, n: 404 if path.endswith("/preview") and n < 3 else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         assert await (await migration.generate()).wait()
         account.fault = lambda method, path, n: 404
         with pytest.raises(NotFound):

@@ -22,15 +22,17 @@ from asyncmig.migrations.operation import StartPoint
 from asyncmig.migrations.previews import Preview
 from asyncmig.migrations.wire import Report
 
-from .conftest import Opens
+from .conftest import OpenMigration
 from .server import QUESTION, REPORT, Account, Json, Reply
 
 pytestmark = pytest.mark.looptime
 BLOCKED = {"status": "blocked", "blocked_reason": "question", "questions": [QUESTION]}
 
 
-async def test_generate_ends_with_a_preview_and_execute_with_a_report(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_generate_ends_with_a_preview_and_execute_with_a_report(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         run = await migration.generate()
         preview = await run.wait()
         assert isinstance(preview, Preview)
@@ -47,11 +49,11 @@ async def test_generate_ends_with_a_preview_and_execute_with_a_report(opens: Ope
 @pytest.mark.parametrize("kind", ["update", "clarify", "execute"])
 @pytest.mark.parametrize("seconds", [2.0, 60.0])
 async def test_the_end_of_an_old_operation_does_not_end_a_new_operation(
-    kind: str, lag: float, stream: bool, seconds: float, opens: Opens, account: Account
+    kind: str, lag: float, stream: bool, seconds: float, open_migration: OpenMigration, account: Account
 ) -> None:
     account.lag = lag
     account.steps[kind] = [(seconds, account.steps[kind][0][1])]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait(stream=stream)
         started = account.now
         match kind:
@@ -67,7 +69,7 @@ async def test_the_end_of_an_old_operation_does_not_end_a_new_operation(
 
 
 async def test_an_old_end_under_a_new_run_id_does_not_end_an_execution(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     def start(body: Json, query: object) -> Reply:
         answer = account.start(body)
@@ -76,16 +78,16 @@ async def test_an_old_end_under_a_new_run_id_does_not_end_an_execution(
     account.lag = 25.0
     account.routes["POST", "/migrations/m1/runs"] = start
     account.routes["GET", "/migrations/m1/runs/run-2"] = lambda body, query: account.read("run-1")
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         assert isinstance(await (await migration.execute()).wait(), Report)
 
 
 async def test_execute_is_possible_after_a_clarify_that_left_the_run_completed(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.lag = 25.0
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         await (await migration.clarify("Why?")).wait()
         report = await (await migration.execute()).wait()
@@ -93,8 +95,10 @@ async def test_execute_is_possible_after_a_clarify_that_left_the_run_completed(
         assert report.inserted == 3
 
 
-async def test_any_number_of_tasks_share_the_polls_and_one_stream(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_any_number_of_tasks_share_the_polls_and_one_stream(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         run = await migration.generate()
         results = await asyncio.gather(*(run.wait() for _ in range(50)), migration.run(run.id).wait())
         assert all(isinstance(each, Preview) for each in results)
@@ -109,10 +113,10 @@ async def test_any_number_of_tasks_share_the_polls_and_one_stream(opens: Opens, 
 @pytest.mark.parametrize("seconds", [0.5, 5.0, 300.0])
 @pytest.mark.parametrize("hides", [False, True])
 async def test_a_start_whose_response_is_lost_happens_once(
-    kind: str, fault: object, seconds: float, hides: bool, opens: Opens, account: Account
+    kind: str, fault: object, seconds: float, hides: bool, open_migration: OpenMigration, account: Account
 ) -> None:
     account.log_hides_preview = hides
-    async with opens() as migration:
+    async with open_migration() as migration:
         if kind != "generate":
             await (await migration.generate()).wait()
         account.steps[kind] = [(seconds, account.steps[kind][0][1])]
@@ -132,9 +136,9 @@ async def test_a_start_whose_response_is_lost_happens_once(
 @pytest.mark.parametrize("fault", ["lost", "vanished"])
 @pytest.mark.parametrize("kind", ["generate", "execute"])
 async def test_under_the_limits_by_class_a_lost_start_happens_once(
-    kind: str, fault: str, opens: Opens, account: Account
+    kind: str, fault: str, open_migration: OpenMigration, account: Account
 ) -> None:
-    async with opens(limits="by-class") as migration:
+    async with open_migration(limits="by-class") as migration:
         number = 1 if kind == "generate" else 2
         account.fault = lambda method, path, n: fault if path.endswith("/runs") and n == number else None
         await (await migration.generate()).wait()
@@ -147,19 +151,21 @@ async def test_under_the_limits_by_class_a_lost_start_happens_once(
 
 
 async def test_a_lost_generate_that_blocked_is_found_by_a_refused_repeat(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.steps["generate"] = [(5.0, BLOCKED)]
     account.fault = lambda method, path, n: "lost" if path.endswith("/runs") and n == 1 else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         assert run.id == "run-1"
         assert isinstance(await run.wait(), Questions)
     assert account.starts() == ["generate"]
 
 
-async def test_a_start_that_cannot_be_verified_raises_unknown_outcome(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_a_start_that_cannot_be_verified_raises_unknown_outcome(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         started = lambda: account.count("POST", "/runs") == 2  # noqa: E731 - evaluated at each request
         account.fault = lambda method, path, n: (
@@ -170,21 +176,22 @@ async def test_a_start_that_cannot_be_verified_raises_unknown_outcome(opens: Ope
     assert account.starts() == ["generate", "execute"]
 
 
-async def test_another_process_determines_whether_a_start_happened(opens: Opens, account: Account) -> None:
+async def test_another_process_determines_whether_a_start_happened(
+    open_migration: OpenMigration, account: Account
+) -> None:
     points = []
 
     async def noted(point: StartPoint) -> None:
-        points.append(
-            msgspec.json.decode(msgspec.json.encode(point), type=StartPoint)
-        )  # as stored in a journal
+        as_in_a_journal = msgspec.json.encode(point)
+        points.append(msgspec.json.decode(as_in_a_journal, type=StartPoint))
 
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         account.fault = lambda method, path, n: "vanished" if path.endswith("/runs") and n >= 2 else None
         task = asyncio.create_task(migration.execute(noted=noted))
         await asyncio.sleep(5)
         task.cancel()
-    async with opens() as migration:
+    async with open_migration() as migration:
         assert await migration.recover(points[0]) is None
         account.fault = lambda method, path, n: None
         account.handle("POST", "api.test", "/migrations/m1/runs", {}, b'{"kind":"execute"}')
@@ -193,8 +200,10 @@ async def test_another_process_determines_whether_a_start_happened(opens: Opens,
         assert isinstance(await found.wait(), Report)
 
 
-async def test_a_run_in_progress_is_a_conflict_that_names_it(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_a_run_in_progress_is_a_conflict_that_names_it(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         await migration.generate()
         with pytest.raises(Conflict, match="run-1"):
             await migration.generate()
@@ -202,11 +211,13 @@ async def test_a_run_in_progress_is_a_conflict_that_names_it(opens: Opens, accou
 
 @pytest.mark.parametrize("fault", [None, "lost", "vanished", 500, 409])
 @pytest.mark.parametrize("lag", [0.0, 25.0])
-async def test_an_answer_is_sent_once(fault: object, lag: float, opens: Opens, account: Account) -> None:
+async def test_an_answer_is_sent_once(
+    fault: object, lag: float, open_migration: OpenMigration, account: Account
+) -> None:
     account.lag = lag
     account.steps["generate"] = [(30.0, BLOCKED)]
     account.fault = lambda method, path, n: fault if path.endswith("/messages") and n == 1 else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         asked = await run.wait()
         assert isinstance(asked, Questions)
@@ -219,11 +230,11 @@ async def test_an_answer_is_sent_once(fault: object, lag: float, opens: Opens, a
 
 
 async def test_an_answered_block_is_not_returned_again_if_the_thread_cannot_be_read(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.lag = 25.0
     account.steps["generate"] = [(30.0, BLOCKED)]
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         await run.wait()
         await run.answer({"q1": "a"})
@@ -231,10 +242,12 @@ async def test_an_answered_block_is_not_returned_again_if_the_thread_cannot_be_r
         assert isinstance(await run.wait(), Preview)
 
 
-async def test_a_late_event_does_not_confirm_a_failed_answer(opens: Opens, account: Account) -> None:
+async def test_a_late_event_does_not_confirm_a_failed_answer(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["generate"] = [(30.0, BLOCKED)]
     account.fault = lambda method, path, n: 500 if path.endswith("/messages") and n == 1 else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         await run.wait()
         account.add_event(account.now + 5.0, "request_input", [QUESTION])
@@ -243,10 +256,12 @@ async def test_a_late_event_does_not_confirm_a_failed_answer(opens: Opens, accou
     assert account.answered == 1
 
 
-async def test_a_stale_block_is_ignored_once_the_log_lists_the_end(opens: Opens, account: Account) -> None:
+async def test_a_stale_block_is_ignored_once_the_log_lists_the_end(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["execute"] = [(10.0, BLOCKED)]
     account.steps["answer"] = [(2.0, {"status": "completed", "report": REPORT})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         run = await migration.execute()
         assert isinstance(await run.wait(), Questions)
@@ -256,9 +271,11 @@ async def test_a_stale_block_is_ignored_once_the_log_lists_the_end(opens: Opens,
         assert isinstance(await run.wait(), Report)
 
 
-async def test_a_repeated_question_is_marked_as_asked_again(opens: Opens, account: Account) -> None:
+async def test_a_repeated_question_is_marked_as_asked_again(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["generate"] = account.steps["answer"] = [(30.0, BLOCKED)]
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         first = await run.wait()
         await run.answer("Day first")
@@ -276,10 +293,10 @@ async def test_a_repeated_question_is_marked_as_asked_again(opens: Opens, accoun
     ],
 )
 async def test_wrong_answers_are_refused_before_a_request(
-    answers: dict[str, str], reason: str, opens: Opens, account: Account
+    answers: dict[str, str], reason: str, open_migration: OpenMigration, account: Account
 ) -> None:
     account.steps["generate"] = [(30.0, BLOCKED)]
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         await run.wait()
         with pytest.raises(InvalidInput, match=reason):
@@ -289,7 +306,7 @@ async def test_wrong_answers_are_refused_before_a_request(
 
 
 async def test_credentials_are_submitted_and_never_shown(
-    opens: Opens, account: Account, caplog: pytest.LogCaptureFixture
+    open_migration: OpenMigration, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = {
         "connection_id": "c1",
@@ -304,7 +321,7 @@ async def test_credentials_are_submitted_and_never_shown(
     account.steps["generate"] = [
         (30.0, {"status": "blocked", "blocked_reason": "credentials", "credential_request": request})
     ]
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         needed = await run.wait()
         assert isinstance(needed, CredentialsNeeded)
@@ -316,8 +333,10 @@ async def test_credentials_are_submitted_and_never_shown(
     assert "s3cr3t-token" not in caplog.text
 
 
-async def test_cancel_ends_a_run_and_does_not_change_an_ended_run(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_cancel_ends_a_run_and_does_not_change_an_ended_run(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         run = await migration.generate()
         waiting = asyncio.create_task(run.wait())
         await asyncio.sleep(5)
@@ -327,17 +346,21 @@ async def test_cancel_ends_a_run_and_does_not_change_an_ended_run(opens: Opens, 
         assert (await run.cancel()).status == "canceled"
 
 
-async def test_a_failed_execute_says_that_rows_may_have_been_written(opens: Opens, account: Account) -> None:
+async def test_a_failed_execute_says_that_rows_may_have_been_written(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["execute"] = [(30.0, {"status": "failed", "error": "worker died"})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         with pytest.raises(RunFailed, match="worker died; rows may"):
             await (await migration.execute()).wait()
 
 
-async def test_a_second_execute_ends_with_its_own_report(opens: Opens, account: Account) -> None:
+async def test_a_second_execute_ends_with_its_own_report(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.lag = 25.0
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         await (await migration.execute()).wait()
         account.steps["execute"] = [(50.0, {"status": "completed", "report": {**REPORT, "inserted": 9}})]
@@ -350,10 +373,10 @@ async def test_a_second_execute_ends_with_its_own_report(opens: Opens, account: 
 @pytest.mark.parametrize("kind", ["update", "execute"])
 @pytest.mark.parametrize("merges", [False, True])
 async def test_a_second_operation_of_a_kind_also_happens_once(
-    kind: str, fault: object, merges: bool, opens: Opens, account: Account
+    kind: str, fault: object, merges: bool, open_migration: OpenMigration, account: Account
 ) -> None:
     account.log_merges = merges
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         start = migration.execute if kind == "execute" else partial(migration.update, "x")
         await (await start()).wait()
@@ -363,19 +386,21 @@ async def test_a_second_operation_of_a_kind_also_happens_once(
 
 
 async def test_a_start_that_is_never_processed_is_sent_only_three_times(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.fault = lambda method, path, n: 503 if path.endswith("/runs") else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         with pytest.raises(ServerError, match="503"):
             await migration.generate()
     assert account.count("POST", "/runs") == 3
 
 
-async def test_an_answer_is_sent_again_until_the_agent_accepts_it(opens: Opens, account: Account) -> None:
+async def test_an_answer_is_sent_again_until_the_agent_accepts_it(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.steps["generate"] = [(30.0, BLOCKED)]
     account.fault = lambda method, path, n: 409 if path.endswith("/messages") and n < 4 else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         await run.wait()
         await run.answer("a")
@@ -383,12 +408,12 @@ async def test_an_answer_is_sent_again_until_the_agent_accepts_it(opens: Opens, 
     assert account.count("POST", "/messages") == 4
 
 
-async def test_a_404_for_a_new_migration_is_retried(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_a_404_for_a_new_migration_is_retried(open_migration: OpenMigration, account: Account) -> None:
+    async with open_migration() as migration:
         begun = account.now
         account.fault = lambda method, path, n: 404 if account.now < begun + 20 else None
         await migration.upload(b"a\n1\n", name="a.csv")
-    async with opens() as migration:
+    async with open_migration() as migration:
         later = account.now
         account.fault = lambda method, path, n: 404 if account.now < later + 20 else None
         assert isinstance(await (await migration.generate()).wait(), Preview)
@@ -396,19 +421,19 @@ async def test_a_404_for_a_new_migration_is_retried(opens: Opens, account: Accou
 
 @pytest.mark.parametrize(("sources", "hint"), [(200, "has no plan"), (403, "a proxy")])
 async def test_a_403_says_whether_reads_still_work(
-    sources: int, hint: str, opens: Opens, account: Account
+    sources: int, hint: str, open_migration: OpenMigration, account: Account
 ) -> None:
     account.routes["GET", "/sources"] = lambda body, query: Reply(sources, {"sources": []})
-    async with opens() as migration:
+    async with open_migration() as migration:
         account.fault = lambda method, path, n: 403 if path.endswith("/runs") else None
         with pytest.raises(UnexpectedReply, match=hint):
             await migration.generate()
 
 
 async def test_events_of_others_during_a_refused_start_do_not_confirm_it(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
 
         def busy(method: str, path: str, n: int) -> object:
@@ -423,9 +448,9 @@ async def test_events_of_others_during_a_refused_start_do_not_confirm_it(
 
 
 async def test_a_short_second_execute_does_not_end_with_the_report_of_the_first(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
-    async with opens() as migration:
+    async with open_migration() as migration:
         await (await migration.generate()).wait()
         await (await migration.execute()).wait()
         account.lag = 25.0
@@ -438,7 +463,7 @@ async def test_a_short_second_execute_does_not_end_with_the_report_of_the_first(
 
 @pytest.mark.parametrize("sends_retry_after", [True, False])
 async def test_a_cancel_over_an_hourly_limit_waits_for_the_limit(
-    sends_retry_after: bool, opens: Opens, account: Account
+    sends_retry_after: bool, open_migration: OpenMigration, account: Account
 ) -> None:
     refused: list[float] = []
 
@@ -447,12 +472,12 @@ async def test_a_cancel_over_an_hourly_limit_waits_for_the_limit(
         if not refused or left > 0.0:  # a refused request counts
             refused.append(account.now)
             return Reply(429, {"error": "too many"}, {"Retry-After": "3600"} if sends_retry_after else {})
-        account.enter(account.now, {"status": "canceled"})
+        account.set_state(account.now, {"status": "canceled"})
         return account.read("run-1")
 
     account.steps["generate"] = [(1e9, {"status": "awaiting_approval"})]
     account.routes["PATCH", "/migrations/m1/runs/run-1"] = cancel
-    async with opens("by-class") as migration, asyncio.timeout(30_000.0):
+    async with open_migration("by-class") as migration, asyncio.timeout(30_000.0):
         run = await migration.generate()
         assert (await run.cancel()).status == "canceled"
         assert (await run.read()).status == "canceled"

@@ -12,7 +12,7 @@ from asyncmig.migrations.migration import Migration
 from asyncmig.migrations.previews import Preview
 from asyncmig.migrations.thread import Event
 
-from .conftest import Opens
+from .conftest import OpenMigration
 from .server import Account, Reply
 
 pytestmark = pytest.mark.looptime
@@ -20,9 +20,11 @@ STREAM = "/migrations/m1/thread/stream"
 
 
 @pytest.mark.parametrize("first", [0, 1, 1000])
-async def test_the_iteration_ends_with_the_run(first: int, opens: Opens, account: Account) -> None:
+async def test_the_iteration_ends_with_the_run(
+    first: int, open_migration: OpenMigration, account: Account
+) -> None:
     account.first_sequence = first
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         account.add_event(account.now + 5, "message", {"text": "Read"})
         account.add_event(account.now + 9, "message", "ing")
@@ -61,7 +63,7 @@ async def all_events(migration: Migration) -> list[Event]:
 @pytest.mark.parametrize("kind", [early_done, cut, failing, "404", "lost", "500", "429"])
 @pytest.mark.parametrize("times", [1, 5, 1000])
 async def test_a_wait_and_an_iteration_survive_failures_of_the_stream(
-    kind: object, times: int, opens: Opens, account: Account
+    kind: object, times: int, open_migration: OpenMigration, account: Account
 ) -> None:
     seen = 0
 
@@ -78,7 +80,7 @@ async def test_a_wait_and_an_iteration_survive_failures_of_the_stream(
     if kind in ("lost", "500", "429"):
         fault = kind if kind == "lost" else int(str(kind))
         account.fault = lambda method, path, n: fault if path == STREAM and n <= times else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         iteration = asyncio.create_task(all_events(migration))
         assert isinstance(await run.wait(), Preview)
@@ -89,8 +91,10 @@ async def test_a_wait_and_an_iteration_survive_failures_of_the_stream(
     assert seen < 12
 
 
-async def test_error_events_of_the_thread_are_yielded(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_error_events_of_the_thread_are_yielded(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         await migration.generate()
         account.add_event(account.now + 5, "error", {"message": "one file could not be read"})
         events = [event async for event in migration.thread()]
@@ -98,7 +102,7 @@ async def test_error_events_of_the_thread_are_yielded(opens: Opens, account: Acc
 
 
 async def test_unordered_events_with_duplicates_are_sorted_and_returned_once(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     def shuffled(body: object, query: dict[str, str]) -> Reply:
         events = account.events(int(query.get("after", -1)))
@@ -106,7 +110,7 @@ async def test_unordered_events_with_duplicates_are_sorted_and_returned_once(
         return Reply(200, {"events": [*reversed(events), *events[:1]], "last_sequence": last})
 
     account.routes["GET", "/migrations/m1/thread"] = shuffled
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.generate()
         for second in range(5):
             account.add_event(account.now + second, "message", {"text": str(second)})
@@ -114,8 +118,10 @@ async def test_unordered_events_with_duplicates_are_sorted_and_returned_once(
         assert [event.text for event in await migration.events() if event.type == "message"] == [*"01234"]
 
 
-async def test_iterations_share_one_stream_and_each_yields_all_events(opens: Opens, account: Account) -> None:
-    async with opens() as migration:
+async def test_iterations_share_one_stream_and_each_yields_all_events(
+    open_migration: OpenMigration, account: Account
+) -> None:
+    async with open_migration() as migration:
         await migration.generate()
         for second in range(30):
             account.add_event(account.now + second, "message", {"text": str(second)})
@@ -132,10 +138,10 @@ async def test_iterations_share_one_stream_and_each_yields_all_events(opens: Ope
 
 
 async def test_polls_are_frequent_again_after_a_wait_that_shared_the_stream_was_cancelled(
-    opens: Opens, account: Account
+    open_migration: OpenMigration, account: Account
 ) -> None:
     account.steps["generate"] = [(300.0, {"status": "awaiting_approval"})]
-    async with opens() as migration:
+    async with open_migration() as migration:
         run = await migration.generate()
         iteration = asyncio.create_task(all_events(migration))
         with pytest.raises(TimeoutError):
@@ -149,9 +155,11 @@ async def test_polls_are_frequent_again_after_a_wait_that_shared_the_stream_was_
     assert account.count("GET", "/thread/stream") == 1
 
 
-async def test_an_open_stream_is_closed_with_its_only_iteration(opens: Opens, account: Account) -> None:
+async def test_an_open_stream_is_closed_with_its_only_iteration(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.stream_ends = False
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.generate()
         async with aclosing(migration.thread()) as events:
             async for event in events:
@@ -162,9 +170,11 @@ async def test_an_open_stream_is_closed_with_its_only_iteration(opens: Opens, ac
             await migration.events(include="nothing")  # type: ignore[arg-type]
 
 
-async def test_an_unclosed_iteration_ends_with_the_session(opens: Opens, account: Account) -> None:
+async def test_an_unclosed_iteration_ends_with_the_session(
+    open_migration: OpenMigration, account: Account
+) -> None:
     account.stream_ends = False
-    async with opens() as migration:
+    async with open_migration() as migration:
         await migration.generate()
         events = migration.thread()
         assert (await anext(events)).type == "preview"
@@ -177,9 +187,9 @@ async def test_an_unclosed_iteration_ends_with_the_session(opens: Opens, account
         await anext(events)
 
 
-async def test_a_refused_key_ends_the_iteration(opens: Opens, account: Account) -> None:
+async def test_a_refused_key_ends_the_iteration(open_migration: OpenMigration, account: Account) -> None:
     account.fault = lambda method, path, n: 401 if path == STREAM else None
-    async with opens() as migration:
+    async with open_migration() as migration:
         with pytest.raises(AuthError):
             _ = [event async for event in migration.thread()]
 

@@ -54,7 +54,7 @@ async def test_a_clarify_by_another_client_is_not_taken_for_an_execution(
     customer: Customer, account: Account
 ) -> None:
     assert isinstance(await customer.run(), Parked)
-    account.enter(account.now, {"status": "completed"})  # as after a clarify in the provider's app
+    account.set_state(account.now, {"status": "completed"})  # as after a clarify in the provider's app
     account.runs.append((account.now, "clarify", account.run_id))
     assert isinstance(await customer.run(), Parked)
     assert isinstance(await customer.run(decide="approve"), Delivered)
@@ -161,7 +161,7 @@ async def test_an_adopted_migration_that_may_have_been_executed_is_unknown_witho
         assert isinstance(await customer.run(), Parked)
     if earlier == "a clarify":
         account.runs.append((account.now, "clarify", account.run_id))
-        account.play("clarify")
+        account.schedule_steps("clarify")
     elif earlier == "an execution":
         await customer.run(decide="approve")
     customer.journal = MemoryJournal()
