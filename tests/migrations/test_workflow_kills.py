@@ -185,27 +185,27 @@ def test_killed_during_the_upload_no_file_is_uploaded_twice_whatever_the_server_
     process = fleet(specs, out)
 
     async def once(life: Life) -> tuple[list[str], InProcess]:
-        wire = simulated(Variants(file_names=names), faults=False)
+        transport = simulated(Variants(file_names=names), faults=False)
         if lost:
-            wire.faulty_endpoint = "PUT storage"
-            wire.nth = {1: Fault(lost_before=True), 3: Fault(lost_after=True)}
-        outcomes, journal = await live(process, wire, MemoryJournal(), out, life)
+            transport.faulty_endpoint = "PUT storage"
+            transport.nth = {1: Fault(lost_before=True), 3: Fault(lost_after=True)}
+        outcomes, journal = await live(process, transport, MemoryJournal(), out, life)
         if outcomes is None:
             states = await journal.states()
             assert b"token" not in states["plain"]
-            assert wire.STORAGE_URL.encode() not in states["plain"]
-            outcomes, _ = await live(process, wire, journal, out, Life())
+            assert transport.STORAGE_URL.encode() not in states["plain"]
+            outcomes, _ = await live(process, transport, journal, out, Life())
         assert outcomes is not None
         assert isinstance(outcomes["plain"], Delivered), outcomes
-        return life.points, wire
+        return life.points, transport
 
-    points, wire = run(once(Life()))
-    expected = [file.requested_name for file in wire.world.migration("plain").arrived]
+    points, transport = run(once(Life()))
+    expected = [file.requested_name for file in transport.world.migration("plain").arrived]
     for number in range(points.index("POST files"), points.index("write uploaded") + 2):
         for after in (False, True):
-            _, wire = run(once(Life(number, after=after)))
-            made(wire)
-            arrived = wire.world.migration("plain").arrived
+            _, transport = run(once(Life(number, after=after)))
+            server_state(transport)
+            arrived = transport.world.migration("plain").arrived
             assert sorted(file.requested_name for file in arrived) == sorted(expected), points[number - 1]
             shutil.rmtree(out)
 
