@@ -115,6 +115,28 @@ async def test_a_claim_cannot_write_to_another_company_that_got_its_row(place: P
             assert beta.state is None
 
 
+async def test_what_is_claimed_beside_a_customer_that_is_held_stays_held(place: Place) -> None:
+    async with place.open() as other, place.open() as journal, await other.claim("held"):
+        acme, refused, beta = await asyncio.gather(
+            *(journal.claim(name) for name in ("acme", "held", "beta")), return_exceptions=True
+        )
+        assert isinstance(refused, CustomerHeld)
+        for claim in (acme, beta):
+            assert isinstance(claim, Claim)
+            with pytest.raises(CustomerHeld):
+                await other.claim(claim.external_id)
+
+
+async def test_a_customer_that_is_taken_over_beside_one_that_is_held_is_logged_once(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place.open() as other, place.open() as journal, await other.claim("held"):
+        await (await other.claim("acme")).release()
+        place.run("UPDATE companies SET holder = 'a lost one' WHERE external_id = 'acme'")
+        await asyncio.gather(*(journal.claim(name) for name in ("acme", "held")), return_exceptions=True)
+    assert caplog.text.count("acme is taken over from an unknown holder") == 1
+
+
 async def test_heartbeats_take_nothing_from_tasks_that_claim_meanwhile(place: Place) -> None:
     async def work(number: int) -> None:
         for turn in range(15):

@@ -74,7 +74,7 @@ class ClaimStore(ABC):
     methods in the writer's thread only.
     """
 
-    __slots__ = ("_holder", "_is_registered", "_label", "_new", "_owned", "place")
+    __slots__ = ("_holder", "_is_registered", "_label", "_new", "_owned", "_taken_over", "place")
     DIALECT: ClassVar[Mapping[str, str]]
     """The parts of queries in which the databases differ.
 
@@ -99,6 +99,8 @@ class ClaimStore(ABC):
         """The token of each customer that a task of this process holds."""
         self._new: dict[str, int] = {}
         """The tokens of the current transaction; `_owned` gets them after the commit."""
+        self._taken_over: dict[str, Holder | None] = {}
+        """The former holders of customers that the current transaction takes over; None for an unknown one."""
         self._is_registered = False
         """Whether the current transaction has registered this holder."""
 
@@ -171,10 +173,18 @@ class ClaimStore(ABC):
                 _log.warning("journal %s: the lease was not renewed: %s", self.place, failure.reason)
         else:
             self._owned.update(self._new)
+            for external_id, before in self._taken_over.items():
+                _log.warning(
+                    "journal %s: %s is taken over from %s",
+                    self.place,
+                    external_id,
+                    before or "an unknown holder",
+                )
 
     def _apply(self, ops: Sequence[WriteOp]) -> None:
         """Run each operation; one that fails by itself has no effect."""
         self._new.clear()
+        self._taken_over.clear()
         self._attempt(ops)
 
     def _attempt(self, ops: Sequence[WriteOp]) -> None:
@@ -276,8 +286,7 @@ class ClaimStore(ABC):
             lease = self._lease_of(instance)
             if lease is not None and not lease.is_over:
                 raise CustomerHeld(self.place, external_id, str(lease))
-            before = "an unknown holder" if lease is None else lease.holder
-            _log.warning("journal %s: %s is taken over from %s", self.place, external_id, before)
+            self._taken_over[external_id] = None if lease is None else lease.holder
         # A claim of this journal stays valid even if the whole process was suspended beyond its own lease.
         if external_id in self._owned or external_id in self._new:
             raise CustomerHeld(self.place, external_id, "another task of this journal")
