@@ -199,6 +199,30 @@ async def test_a_damaged_archive_is_fetched_again(
             assert [file.rows for file in await company.download(to=tmp_path)] == [0, 20, 0]
 
 
+@pytest.mark.parametrize("size", [256 * 1024, 256 * 1024 + 1, 5_000_000])
+async def test_only_an_archive_of_more_than_256_kib_needs_a_temporary_file(
+    imported: Imported, wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    cell, archive = Random(1).randbytes(size // 40 - 20).hex().encode(), io.BytesIO()
+    sheets, temporary = {"Contacts": b"Note\n" + (cell + b"\n") * 20}, tmp_path / "temporary"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    async with imported() as company:
+        with zipfile.ZipFile(archive, "w") as content:
+            for sheet in company.sheets:
+                content.writestr(f"{sheet.name}.csv", sheets.setdefault(sheet.name, b"a\n"))
+        with zipfile.ZipFile(archive, "a") as content:
+            content.comment = bytes(size - len(archive.getvalue()))
+        faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1, 2)
+        if size > 256 * 1024:
+            with pytest.raises(FileNotFoundError, match="temporary"):
+                await company.download(to=tmp_path / "out")
+            temporary.mkdir()
+        files = await company.download(to=tmp_path / "out")
+    assert len(archive.getvalue()) == size
+    assert {file.sheet: Path(file.path).read_bytes() for file in files} == sheets
+    assert downloads(wire) == 1 + (size > 256 * 1024)
+
+
 @pytest.mark.parametrize("name", ["../x", "CON", "a/b", "..\\x"])
 async def test_a_sheet_name_cannot_lead_out_of_the_folder(
     imported: Imported, transport: InProcess, tmp_path: Path, name: str

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from asyncmig import Delivered, Failed, Fleet, InvalidInput, MemoryJournal, Outcome, Spec, migrate
+from asyncmig.customers.paths import Inputs, keys_of
 from asyncmig.events import MigrationChanged
 from asyncmig.simulator import World
 
@@ -101,6 +102,19 @@ async def test_an_input_file_moved_to_the_output_folder_is_not_replaced(
     assert outcome.step == "downloading"
     assert target.read_text(encoding="utf-8") == CLEAN
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_file_is_protected_until_the_last_of_two_overlapping_runs_ends(tmp_path: Path) -> None:
+    inputs, (path,) = Inputs(), placed(tmp_path / "a.csv").files
+    first, second = inputs.holding(keys_of([path])), inputs.holding(keys_of([path]))
+    with first:
+        second.__enter__()
+        assert inputs.keys_of([path]) == keys_of([path])
+    with pytest.raises(InvalidInput, match="is an input file"):
+        inputs.check(path)
+    second.__exit__(None, None, None)
+    inputs.check(path)
+    assert inputs.keys_of([path]) is None
 
 
 @pytest.mark.parametrize("by", ["upload", "start"])

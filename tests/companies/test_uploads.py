@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import pytest
 from inprocess import KEY, Fault, InProcess
@@ -476,6 +477,25 @@ async def test_an_upload_that_is_cancelled_twice_ends_after_the_thread_that_read
     with pytest.raises(asyncio.CancelledError):
         await upload
     assert not file.is_read
+
+
+async def test_a_file_of_which_only_the_beginning_was_sent_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[IO[bytes]] = []
+
+    def opening(path: Path, mode: str) -> IO[bytes]:
+        opened.append(real(path, mode))
+        return opened[-1]
+
+    real: Callable[[Path, str], IO[bytes]] = Path.open
+    path = tmp_path / "a.csv"
+    path.write_bytes(bytes(5_000_000))
+    monkeypatch.setattr(Path, "open", opening)
+    async with content_of(path, name=None, size=None).attempt(None, None) as sending:
+        assert opened == []
+        assert await anext(sending)
+    assert [file.closed for file in opened] == [True]
 
 
 def written(folder: Path, count: int) -> list[Path]:
