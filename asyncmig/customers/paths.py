@@ -187,7 +187,7 @@ class Inputs:
         self._keys: Counter[Key] = Counter()
         """How often each is protected."""
         self._files: dict[Path, Sequence[Key]] = {}
-        """Files that are protected, and their keys."""
+        """The files that `holding` protects now, each with its keys."""
 
     @contextmanager
     def holding(self, files: Keys) -> Generator[None]:
@@ -207,7 +207,10 @@ class Inputs:
                 del self._files[path]
 
     def keys_of(self, paths: Sequence[Path]) -> Keys | None:
-        """Return the keys of files that are all protected; otherwise None."""
+        """Return the keys of files if `holding` protects all of them now; otherwise None.
+
+        The keys were computed before that block began, and may lack a file that has replaced one of them since.
+        """
         known = {path: self._files[path] for path in paths if path in self._files}
         return known if len(known) == len(paths) else None
 

@@ -352,7 +352,8 @@ end
 
 function handlers.last_seen() end  -- `read_budgets` reads it
 
--- Adds slots for the clients that did not report again. Their answers arrived before the loss: a later one is reported.
+-- Adds slots for the clients that did not report again. Their answers count as arrived when the loss was detected, at
+-- the latest: a client reports each later answer.
 local function fill_up(now)
   local missing = s.used - (redis.call("ZCARD", SLOTS) - s.granted_before)
   local free_at = math.min(s.used_at + timeout, s.settled_at - settle_time()) + window + MARGIN

@@ -24,6 +24,7 @@ _MIB = 1024 * 1024
 LONGEST_RECORD = 16 * _MIB
 """The largest record, in bytes: 500 cells of the 32,767 characters that spreadsheets allow."""
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{32}\.part", re.DOTALL)
+"""The name of a temporary file. The group is the final name."""
 _SAME = 8
 """The number of downloads with the same wrong bytes after which another download is unlikely to differ."""
 _STOPPED = 2
@@ -123,9 +124,7 @@ class Part:
         self.sheet: str = sheet
         self.path: Path = path
         self._wrong_downloads = wrong_downloads
-        self._part = path.with_name(
-            f"{path.name}.{os.urandom(16).hex()}.part"
-        )  # 32 digits, as in `_TEMPORARY`
+        self._part = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")  # as in `_TEMPORARY`
         self._is_committed = False
 
     def open(self, free: int) -> None:
