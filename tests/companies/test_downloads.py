@@ -201,7 +201,7 @@ async def test_a_damaged_archive_is_fetched_again(
 
 @pytest.mark.parametrize("size", [256 * 1024, 256 * 1024 + 1, 5_000_000])
 async def test_only_an_archive_of_more_than_256_kib_needs_a_temporary_file(
-    imported: Imported, wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    imported: Imported, transport: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     cell, archive = Random(1).randbytes(size // 40 - 20).hex().encode(), io.BytesIO()
     sheets, temporary = {"Contacts": b"Note\n" + (cell + b"\n") * 20}, tmp_path / "temporary"
@@ -212,7 +212,7 @@ async def test_only_an_archive_of_more_than_256_kib_needs_a_temporary_file(
                 content.writestr(f"{sheet.name}.csv", sheets.setdefault(sheet.name, b"a\n"))
         with zipfile.ZipFile(archive, "a") as content:
             content.comment = bytes(size - len(archive.getvalue()))
-        faulty(wire, Fault(instead=Reply(status=200, body=archive.getvalue())), 1, 2)
+        faulty(transport, Fault(instead=Reply(status=200, body=archive.getvalue())), 1, 2)
         if size > 256 * 1024:
             with pytest.raises(FileNotFoundError, match="temporary"):
                 await company.download(to=tmp_path / "out")
@@ -220,7 +220,7 @@ async def test_only_an_archive_of_more_than_256_kib_needs_a_temporary_file(
         files = await company.download(to=tmp_path / "out")
     assert len(archive.getvalue()) == size
     assert {file.sheet: Path(file.path).read_bytes() for file in files} == sheets
-    assert downloads(wire) == 1 + (size > 256 * 1024)
+    assert downloads(transport) == 1 + (size > 256 * 1024)
 
 
 @pytest.mark.parametrize("name", ["../x", "CON", "a/b", "..\\x"])
@@ -260,6 +260,23 @@ async def test_an_ambiguous_csv_is_accepted_if_one_reading_has_the_reported_rows
     content = "Email,Note" + end + (line + end) * 20
     assert await downloaded(imported, transport, tmp_path, content.encode()) == 20
     assert downloads(transport) == 1
+
+
+@pytest.mark.parametrize("zip_status", [200, 404])
+async def test_sheets_whose_sum_agrees_only_in_the_second_way_to_read_come_once(
+    imported: Imported, transport: InProcess, tmp_path: Path, zip_status: int
+) -> None:
+    sheet, archive = b"Email,Note\r\n" + b'p@x,6" pipe\r\n' * 20, io.BytesIO()
+    async with imported(zip_status=zip_status) as company:
+        with zipfile.ZipFile(archive, "w") as content:
+            for each in company.sheets:
+                content.writestr(f"{each.name}.csv", sheet if each.name == "Contacts" else b"a\n")
+        body = archive.getvalue() if zip_status == 200 else sheet
+        faulty(transport, Fault(instead=Reply(status=200, body=body)), 1 if zip_status == 200 else 3)
+        files = await company.download(to=tmp_path, report=ImportReport(inserted=20), filter="all")
+    assert [file.rows for file in files] == [0, 20, 0]
+    assert Path(files[1].path).read_bytes() == sheet
+    assert downloads(transport) == (1 if zip_status == 200 else 4)
 
 
 async def test_an_unclosed_quote_is_text_if_a_second_download_is_identical(
