@@ -33,9 +33,9 @@ class Turn:
 
 def empty(url: str, prefix: str) -> None:
     """Lose the data of all budgets whose keys begin with `prefix`."""
-    client = redis.Redis.from_url(url)
-    if keys := client.keys(f"{prefix}:*"):
-        client.delete(*keys)
+    with redis.Redis.from_url(url) as client:
+        if keys := client.keys(f"{prefix}:*"):
+            client.delete(*keys)
 
 
 class Script:
