@@ -1,4 +1,4 @@
-"""Rules that answer a run's questions: what a file may contain, and which answer each question gets."""
+"""Rules that answer the questions of a run: what a file of rules may contain, and how questions are answered."""
 
 import pytest
 
@@ -27,7 +27,7 @@ choose = "USD"
 """
 
 
-def asked(prompt, *labels, name="q1", custom=False):
+def question_of(prompt, *labels, name="q1", custom=False):
     options = tuple(Option(id=f"o{number}", label=label) for number, label in enumerate(labels))
     return Question(id=name, prompt=prompt, options=options, allow_custom=custom)
 
@@ -35,14 +35,14 @@ def asked(prompt, *labels, name="q1", custom=False):
 @pytest.mark.parametrize(
     ("question", "source", "answer"),
     [
-        (asked("Which date format has Created?", "Month first", "Day first"), None, "Day first"),
-        (asked("Which date format has Created?", "  DAY FIRST"), None, "  DAY FIRST"),
-        (asked("Which date format has Created?"), None, Custom("day FIRST ")),
-        (asked("Which currency?", "usd", "Other", custom=True), "hubspot ", Custom("EUR")),
-        (asked("Which currency?", "eur", "usd"), "HubSpot", "eur"),
-        (asked("Which currency?", "usd", "eur"), "Pipedrive", "usd"),
-        (asked("Which currency?", "usd", "eur"), None, "usd"),
-        (asked("CURRENCY", "USD", "usd"), "", "USD"),
+        (question_of("Which date format has Created?", "Month first", "Day first"), None, "Day first"),
+        (question_of("Which date format has Created?", "  DAY FIRST"), None, "  DAY FIRST"),
+        (question_of("Which date format has Created?"), None, Custom("day FIRST ")),
+        (question_of("Which currency?", "usd", "Other", custom=True), "hubspot ", Custom("EUR")),
+        (question_of("Which currency?", "eur", "usd"), "HubSpot", "eur"),
+        (question_of("Which currency?", "usd", "eur"), "Pipedrive", "usd"),
+        (question_of("Which currency?", "usd", "eur"), None, "usd"),
+        (question_of("CURRENCY", "USD", "usd"), "", "USD"),
     ],
 )
 def test_the_first_rule_that_matches_gives_the_answer(question, source, answer):
@@ -53,17 +53,26 @@ def test_the_first_rule_that_matches_gives_the_answer(question, source, answer):
 @pytest.mark.parametrize(
     ("questions", "reason"),
     [
-        ([asked("Which country?", "DE")], "no rule matches"),
-        ([asked("date format?", "Day first"), asked("Which country?", "DE", name="q2")], "no rule matches"),
-        ([asked("date format?", "Year first", custom=True)], "is not among its options, .'Year first'"),
-        ([asked("CURRENCY?", "Usd", "usd")], "several of its options"),
-        ([asked("currency?", "GBP")], "takes only its options"),
-        ([asked("date format?", "Day first"), asked("date format?", "Day first")], "several questions"),
-        ([asked(None)], "no rule matches"),
+        ([question_of("Which country?", "DE")], "no rule matches"),
+        (
+            [question_of("date format?", "Day first"), question_of("Which country?", "DE", name="q2")],
+            "no rule matches",
+        ),
+        (
+            [question_of("date format?", "Year first", custom=True)],
+            "is not among its options, .'Year first'",
+        ),
+        ([question_of("CURRENCY?", "Usd", "usd")], "several of its options"),
+        ([question_of("currency?", "GBP")], "takes only its options"),
+        (
+            [question_of("date format?", "Day first"), question_of("date format?", "Day first")],
+            "several questions",
+        ),
+        ([question_of(None)], "no rule matches"),
         ([], "no question"),
     ],
 )
-def test_a_block_gets_all_its_answers_or_none(questions, reason):
+def test_questions_are_refused_unless_the_rules_answer_all_of_them(questions, reason):
     with pytest.raises(InvalidInput, match=reason):
         answers_by_rules(parse_answer_rules(FILE), questions, source="HubSpot")
 
@@ -101,7 +110,7 @@ def test_faults_name_the_file_the_entry_the_field_and_the_value(tmp_path, text, 
         assert fault in message
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path):
     (tmp_path / "latin.toml").write_bytes(b'[[answer]]\nquestion = "\xe9"\n')
     for name, reason in [
         ("none.toml", "No such file"),
@@ -112,7 +121,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             read_answer_rules(tmp_path / name)
 
 
-def test_the_rules_are_an_option_that_companies_lacks():
+def test_rules_are_an_option_that_the_generation_companies_refuses():
     rule = {"question": "date", "choose": "Day first"}
     options = MigrationOptions(answers=[rule])
     assert options.answers == (AnswerRule(question="date", choose="Day first"),)

@@ -1,4 +1,4 @@
-"""Whatever is handed to a public function, a mistake is an error of the library and never a raw `TypeError`."""
+"""A public function refuses invalid arguments with an error of the library, and never with a raw `TypeError`."""
 
 import asyncio
 import inspect
@@ -21,15 +21,15 @@ Call = Callable[..., Any]
 
 
 async def provoke(function: Call, given: Mapping[str, object], skip: tuple[str, ...] = ()) -> None:
-    """Call a function with each of `WRONG` in the place of each of its parameters in turn."""
+    """Call a function with each value of `WRONG` for each parameter. The other arguments are `given`."""
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or name in skip:
             continue
         for wrong in WRONG:
-            await called(function, {**given, name: wrong})
+            await call(function, {**given, name: wrong})
 
 
-async def called(function: Call, arguments: dict[str, object]) -> None:
+async def call(function: Call, arguments: dict[str, object]) -> None:
     names = [
         name
         for name, each in inspect.signature(function).parameters.items()
@@ -43,7 +43,7 @@ async def called(function: Call, arguments: dict[str, object]) -> None:
                 await result
             elif hasattr(result, "__anext__"):
                 _ = [each async for each in result]
-    except (AsyncmigError, OSError):  # a file or folder that is missing; a time-out is one of them
+    except (AsyncmigError, OSError):  # OSError: a missing file or folder, or a time-out
         pass
 
 
@@ -68,7 +68,7 @@ async def called(function: Call, arguments: dict[str, object]) -> None:
     ],
     ids=lambda each: getattr(each, "__name__", ""),
 )
-async def test_of_what_stands_alone(
+async def test_functions_and_classes_refuse_invalid_arguments(
     function: Call, given: Mapping[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,9 @@ async def test_of_what_stands_alone(
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-async def test_of_a_session_and_its_companies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_methods_of_a_session_and_a_company_refuse_invalid_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("contacts.csv").write_text("Email,First Name,Last Name\na@x.org,A,B\n", encoding="utf-8")
     async with Simulator(seed=1).session() as session:
@@ -105,7 +107,9 @@ async def test_of_a_session_and_its_companies(tmp_path: Path, monkeypatch: pytes
         await provoke(company.imports.started[0].approve, {})
 
 
-async def test_of_a_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_methods_of_a_fleet_refuse_invalid_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("contacts.csv").write_text("Email,First Name,Last Name\na@x.org,A,B\n", encoding="utf-8")
     async with Simulator(seed=1).session() as session:

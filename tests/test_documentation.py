@@ -1,4 +1,4 @@
-"""Guide, chapters and manuals are true: blocks run, tables agree with the program, and every name exists."""
+"""The guide, chapters and manuals are correct: blocks run, tables match the program, and every name exists."""
 
 import asyncio
 import importlib
@@ -32,15 +32,14 @@ from asyncmig.simulator import SOURCES, World, disordered, export_webhooks, fast
 CHAPTERS = [
     each
     for each in documents.docstrings()
-    if each.blocks("python")
-    and not each.name.startswith("asyncmig.migrations")  # tests/migrations runs those
+    if each.blocks("python") and not each.name.startswith("asyncmig.migrations")  # tested in tests/migrations
 ]
 RUNNABLE = [each for each in [GUIDE, *MANUALS, *CHAPTERS] if each.blocks("python")]
 TEXTS = [README, GUIDE, *MANUALS, BENCHMARKS]
 OF_PYTEST = "asyncmig.pytest_plugin"
 
 
-def test_these_chapters_have_examples() -> None:
+def test_the_main_chapters_have_examples() -> None:
     names = {each.name for each in RUNNABLE}
     assert names >= {
         "guide.md",
@@ -59,7 +58,7 @@ def test_these_chapters_have_examples() -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that blocks read."""
+    """Create a folder with the files that the blocks read, and make it the current one."""
     generate(tmp_path, customers=1, seed=4)
     folder = tmp_path / "cust-0001"
     monkeypatch.chdir(folder)
@@ -72,7 +71,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_document(
     text: Document, monkeypatch: pytest.MonkeyPatch, then: Callable[..., Awaitable[None]]
 ) -> None:
-    """Run the Python blocks of a text against a simulated account, in order, on a fast clock."""
+    """Run the Python blocks of a document, in order, and `then`, with a simulated account and a fast clock."""
     world = new_world(seed=1, rate=Rate())
     monkeypatch.setenv("VERN_API_KEY", world.key)
     source = next(iter(SOURCES.values()))
@@ -109,7 +108,7 @@ def run_document(
         runner.run(main())
 
 
-async def nothing(names: dict[str, object], world: World) -> None: ...
+async def do_nothing(names: dict[str, object], world: World) -> None: ...
 
 
 HANDLES = """
@@ -121,7 +120,7 @@ company = await session.companies.create(
 run = await company.imports.start(rows=[{"Email": "x@example.com", "Last Name": "X"}])
 await run.wait()
 """
-"""What examples of methods use: an open session, a company, and its completed import."""
+"""Defines what the examples of methods use: an open session, a company, and its completed import."""
 
 
 @pytest.mark.parametrize(
@@ -134,11 +133,11 @@ def test_the_python_blocks_run(
     for variable, fixture in (("REDIS_URL", "redis_url"), ("DATABASE_URL", "database_url")):
         if variable in text.text:
             monkeypatch.setenv(variable, request.getfixturevalue(fixture))
-    run_document(text, monkeypatch, nothing)
+    run_document(text, monkeypatch, do_nothing)
 
 
 @pytest.mark.usefixtures("environment")
-def test_the_handler_of_webhooks_accepts_what_is_signed(
+def test_the_example_of_a_webhook_handler_refuses_only_a_wrong_signature(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def deliver(names: dict[str, object], world: World) -> None:
@@ -163,7 +162,7 @@ def wall_clock() -> float:
     return datetime.now(UTC).timestamp()
 
 
-def test_the_example_of_a_test_is_one_that_passes(pytester: pytest.Pytester) -> None:
+def test_the_example_of_a_test_passes(pytester: pytest.Pytester) -> None:
     plugins, test = document(OF_PYTEST).blocks("python")
     pytester.makeconftest(plugins)
     pytester.makepyfile(test)
@@ -173,7 +172,7 @@ def test_the_example_of_a_test_is_one_that_passes(pytester: pytest.Pytester) -> 
     )
 
 
-def test_the_report_has_this_shape() -> None:
+def test_the_example_of_a_report_has_the_fields_of_a_report() -> None:
     shown = json.loads(GUIDE.blocks("json")[0])
     report = msgspec.convert(shown, Report)
     assert json.loads(msgspec.json.encode(report)) == shown
@@ -217,7 +216,7 @@ def test_commands_and_their_options_exist(
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
 
 
-def test_the_messages_that_the_guide_explains_are_printed_by_the_program() -> None:
+def test_the_messages_that_the_guide_explains_exist_in_the_package() -> None:
     table = GUIDE.text[GUIDE.text.index("| message contains |") :]
     messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
     assert len(messages) >= 10
@@ -231,7 +230,7 @@ MADE_BY_USERS = ("out/", "OUT/", "uploads/", "asyncmig-demo/", "fleet.db", "conf
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=str)
-def test_every_path_that_is_mentioned_exists(text: Document) -> None:
+def test_every_path_in_a_document_exists(text: Document) -> None:
     prose = re.sub(r"^```.*?^```$", "", text.text, flags=re.MULTILINE | re.DOTALL)
     mentioned = {each for each in QUOTED.findall(prose) if PATH.fullmatch(each)}
     mentioned |= set(re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose))
@@ -244,20 +243,20 @@ def test_every_path_that_is_mentioned_exists(text: Document) -> None:
     assert missing == set()
 
 
-def test_every_dotted_name_that_is_mentioned_exists() -> None:
+def test_every_dotted_name_in_the_documents_exists() -> None:
     mentioned = {
         (text.name, name)
         for text in [*TEXTS, *documents.docstrings()]
         for quoted in QUOTED.findall(text.text)
         for name in DOTTED.findall(quoted)
     }
-    labels = set(re.findall(r'"(asyncmig(?:\.\w+)+)"', SOURCE))  # of metrics
-    missing = {(text, name) for text, name in mentioned if name not in labels and not exists(name)}
+    metrics = set(re.findall(r'"(asyncmig(?:\.\w+)+)"', SOURCE))  # names of metrics
+    missing = {(text, name) for text, name in mentioned if name not in metrics and not exists(name)}
     assert {each for each in missing if not (ROOT / each[1]).exists()} == set()
 
 
 def exists(name: str) -> bool:
-    """Return whether a dotted name is a module, or an attribute of one."""
+    """Return whether a dotted name is a module or an attribute of a module."""
     parts = name.split(".")
     for size in range(len(parts), 0, -1):
         try:
@@ -286,13 +285,13 @@ def test_the_architecture_has_a_line_for_every_unit() -> None:
     }
 
 
-def test_the_readme_and_the_architecture_show_the_same_picture() -> None:
+def test_the_readme_and_the_architecture_have_the_same_diagram() -> None:
     architecture = next(each for each in MANUALS if each.name == "ARCHITECTURE.md").text
-    pictures = {
+    diagrams = {
         re.findall(r"^```text\n(cli/ .*?)^```", text, re.MULTILINE | re.DOTALL)[0]
         for text in (README.text, architecture)
     }
-    assert len(pictures) == 1
+    assert len(diagrams) == 1
 
 
 def test_the_links_to_headings_of_the_guide_exist() -> None:

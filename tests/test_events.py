@@ -1,4 +1,4 @@
-"""What a session tells of itself: who hears it, in what order, and that no listener can be in its way."""
+"""The events of a session: their content and order, and subscribers that fail or are slow."""
 
 import asyncio
 import logging
@@ -33,20 +33,20 @@ SOURCE = next(iter(SOURCES))
 
 
 @pytest.fixture
-def wire() -> InProcess:
+def transport() -> InProcess:
     return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(sigma=0.0)))
 
 
-def session(wire: InProcess, **options: object) -> Session:
-    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), **options)  # type: ignore[arg-type]
+def session(transport: InProcess, **options: object) -> Session:
+    return Session(KEY, BASE_URL, transport=transport, rng=Random(2), **options)  # type: ignore[arg-type]
 
 
 def changed(step: str) -> MigrationChanged:
     return MigrationChanged(at=0.0, external_id="acme", step=step)
 
 
-async def rest(events: EventStream[EventT]) -> list[EventT]:
-    """End a stream and return what it still holds."""
+async def remaining(events: EventStream[EventT]) -> list[EventT]:
+    """Close a stream and return the events that it still contains."""
     events.close()
     return [event async for event in events]
 
@@ -55,18 +55,18 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-# One call
+# Requests
 
 
-async def test_a_request_is_told_of_as_it_goes_and_when_it_is_done(wire: InProcess) -> None:
-    heard: list[Event] = []
-    async with session(wire) as opened:
-        with opened.events.subscribe(heard.append):
+async def test_a_request_emits_an_event_when_it_is_sent_and_when_it_is_done(transport: InProcess) -> None:
+    received: list[Event] = []
+    async with session(transport) as opened:
+        with opened.events.subscribe(received.append):
             began = now()
             company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
             took = now() - began
             await company.upload(b"Email\na@x.org\n", name="a.csv")
-    sent, done, *upload = heard
+    sent, done, *upload = received
     assert sent == RequestSent(at=began, endpoint="POST /companies", lane="WORK", attempt=1)
     assert isinstance(done, RequestDone)
     assert (done.status, done.attempt, done.waited, done.error) == (201, 1, 0.0, None)
@@ -81,8 +81,8 @@ async def test_a_request_is_told_of_as_it_goes_and_when_it_is_done(wire: InProce
     assert "PUT {upload_url}" not in opened.stats()
 
 
-async def test_the_time_in_the_line_is_told_apart_from_the_time_on_the_way(wire: InProcess) -> None:
-    async with session(wire, limit=1) as opened:
+async def test_the_time_in_the_queue_is_not_part_of_the_time_of_the_request(transport: InProcess) -> None:
+    async with session(transport, limit=1) as opened:
         with opened.events.open(RequestDone) as events:
             await opened.companies.sources()
             asked = now()
@@ -93,11 +93,11 @@ async def test_the_time_in_the_line_is_told_apart_from_the_time_on_the_way(wire:
     assert second.seconds < 1
 
 
-async def test_each_attempt_has_its_number_and_what_became_of_it() -> None:
+async def test_each_attempt_emits_its_number_and_its_result() -> None:
     faults = [Fault(refused=True), Fault(hangs=True), None]
     world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5)
-    wire = InProcess(world, fault=lambda method, path, number: faults[number - 1])
-    async with session(wire) as opened:
+    transport = InProcess(world, fault=lambda method, path, number: faults[number - 1])
+    async with session(transport) as opened:
         with opened.events.open(RequestDone) as events:
             await opened.companies.sources()
             first, second, third = [await anext(events) for _ in range(3)]
@@ -107,14 +107,14 @@ async def test_each_attempt_has_its_number_and_what_became_of_it() -> None:
     assert (third.status, third.error) == (200, None)
 
 
-async def test_a_hold_is_told_of_with_its_end_and_what_it_taught() -> None:
+async def test_a_hold_emits_its_end_and_the_budget_that_was_learnt() -> None:
     world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, limit=lambda: SlidingLog(10))
     async with session(InProcess(world)) as opened:
         with opened.events.open(Held, BudgetLearnt) as events:
             await asyncio.gather(*(opened.companies.sources() for _ in range(30)))
             held = await anext(events)
             assert isinstance(held, Held)
-            learnt = [event for event in await rest(events) if isinstance(event, BudgetLearnt)]
+            learnt = [event for event in await remaining(events) if isinstance(event, BudgetLearnt)]
         believed = opened.stats()["GET /sources"]
     assert held.budget == "GET /sources"
     assert held.until == pytest.approx(held.at + held.seconds)
@@ -128,18 +128,18 @@ async def test_a_hold_is_told_of_with_its_end_and_what_it_taught() -> None:
 # Runs and migrations
 
 
-async def test_the_end_of_a_run_is_told_once_with_how_late_it_was_noticed(wire: InProcess) -> None:
-    async with session(wire) as opened:
+async def test_the_end_of_a_run_is_emitted_once_with_the_delay_of_its_detection(transport: InProcess) -> None:
+    async with session(transport) as opened:
         company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
         run = await company.imports.start(rows=[{"Email": "a@x.org"}])
         began = now()
         with opened.events.open(RunChanged, RunEnded, RequestSent) as events:
             await asyncio.gather(run.wait(), run.wait())
             await opened.watch(run.id, company.id).read()
-            heard = await rest(events)
-    changes = [event.status for event in heard if isinstance(event, RunChanged)]
-    reads = [event for event in heard if isinstance(event, RequestSent)]
-    (ended,) = [event for event in heard if isinstance(event, RunEnded)]
+            received = await remaining(events)
+    changes = [event.status for event in received if isinstance(event, RunChanged)]
+    reads = [event for event in received if isinstance(event, RequestSent)]
+    (ended,) = [event for event in received if isinstance(event, RunEnded)]
     assert (changes[0], changes[-1]) == ("queued", "completed")
     assert (ended.ids, ended.status) == ({"company": company.id, "run": run.id}, "completed")
     assert ended.seconds == pytest.approx(ended.at - began)
@@ -148,65 +148,65 @@ async def test_the_end_of_a_run_is_told_once_with_how_late_it_was_noticed(wire: 
     assert ended.noticed_within == pytest.approx(ended.at - last)
 
 
-async def test_of_a_run_that_was_never_seen_running_nobody_says_how_long_it_ran(wire: InProcess) -> None:
-    async with session(wire) as opened:
+async def test_the_end_of_a_run_that_was_not_observed_has_no_duration(transport: InProcess) -> None:
+    async with session(transport) as opened:
         company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
         run = await company.imports.start(rows=[{"Email": "a@x.org"}])
         await asyncio.sleep(4000)
-    async with session(wire) as later:
+    async with session(transport) as later:
         with later.events.open(RunEnded) as events:
             await later.watch(run.id, company.id).wait()
             ended = await anext(events)
     assert (ended.seconds, ended.noticed_within) == (None, None)
 
 
-async def test_a_migration_tells_its_steps_and_its_ids(wire: InProcess, tmp_path: Path) -> None:
+async def test_a_migration_emits_its_steps_and_its_ids(transport: InProcess, tmp_path: Path) -> None:
     (tmp_path / "contacts.csv").write_text("Email\na@x.org\n", encoding="utf-8")
     spec = Spec(external_id="acme", name="A", source=SOURCE, files=(tmp_path / "contacts.csv",))
-    async with session(wire) as opened:
+    async with session(transport) as opened:
         with opened.events.open(MigrationChanged, RunEnded) as events:
             async with Fleet(opened, journal=MemoryJournal(), to=tmp_path / "out") as fleet:
                 (outcome,) = [outcome async for outcome in fleet.run([spec])]
-            heard = await rest(events)
-    steps = [event for event in heard if isinstance(event, MigrationChanged)]
+            received = await remaining(events)
+    steps = [event for event in received if isinstance(event, MigrationChanged)]
     assert [(steps[0].step, steps[0].ids), steps[-1].step] == [("checking", {}), "delivered"]
     assert steps[-1].ids == outcome.ids
-    assert [event.ids for event in heard if isinstance(event, RunEnded)] == [outcome.ids]
-    assert [event.at for event in heard] == sorted(event.at for event in heard)
+    assert [event.ids for event in received if isinstance(event, RunEnded)] == [outcome.ids]
+    assert [event.at for event in received] == sorted(event.at for event in received)
 
 
-# Listeners
+# Subscribers and streams
 
 
-async def test_a_listener_that_fails_is_reported_once_and_nobody_else_misses_anything(
-    wire: InProcess, caplog: pytest.LogCaptureFixture
+async def test_a_failing_subscriber_is_logged_once_and_the_others_receive_every_event(
+    transport: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[Event] = []
+    received: list[Event] = []
 
-    def fails(event: Event) -> None:
+    def failing(event: Event) -> None:
         raise ValueError("no")
 
-    async with session(wire) as opened:
-        with opened.events.subscribe(fails), opened.events.subscribe(heard.append):
+    async with session(transport) as opened:
+        with opened.events.subscribe(failing), opened.events.subscribe(received.append):
             assert len(await opened.companies.sources()) == 3
-    assert len(heard) == 2
+    assert len(received) == 2
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
         "a subscriber of events failed and is removed"
     ]
 
 
-def test_a_listener_cannot_cancel_a_call() -> None:
-    def cancels(event: Event) -> None:
+def test_a_subscriber_cannot_cancel_the_emitter() -> None:
+    def cancelling(event: Event) -> None:
         raise asyncio.CancelledError
 
-    events, heard = Events(), list[Event]()
-    with events.subscribe(cancels), events.subscribe(heard.append):
+    events, received = Events(), list[Event]()
+    with events.subscribe(cancelling), events.subscribe(received.append):
         events.emit(changed("creating"))
         events.emit(changed("uploading"))
-    assert len(heard) == 2
+    assert len(received) == 2
 
 
-def test_a_listener_that_nobody_would_wait_for_is_bad_input() -> None:
+def test_a_coroutine_function_is_refused_as_a_subscriber() -> None:
     async def listener(event: Event) -> None:
         raise AssertionError
 
@@ -214,22 +214,22 @@ def test_a_listener_that_nobody_would_wait_for_is_bad_input() -> None:
         pass
 
 
-def test_a_listener_may_leave_while_it_is_told() -> None:
-    events, heard = Events(), list[str]()
-    with ExitStack() as leaving, events.subscribe(lambda event: heard.append("second")):
+def test_a_subscriber_may_unsubscribe_while_it_receives_an_event() -> None:
+    events, received = Events(), list[str]()
+    with ExitStack() as subscription, events.subscribe(lambda event: received.append("second")):
 
         def once(event: Event) -> None:
-            heard.append("once")
-            leaving.close()
+            received.append("once")
+            subscription.close()
             raise ValueError("and it fails, too")
 
-        leaving.enter_context(events.subscribe(once))
+        subscription.enter_context(events.subscribe(once))
         events.emit(changed("creating"))
         events.emit(changed("uploading"))
-    assert heard == ["second", "once", "second"]
+    assert received == ["second", "once", "second"]
 
 
-async def test_a_reader_gets_what_happened_since_it_opened_of_the_kinds_it_wants() -> None:
+async def test_a_stream_yields_the_events_of_its_kinds_since_it_was_opened() -> None:
     events = Events()
     events.emit(changed("missed"))
     with events.open(MigrationChanged) as some, events.open() as every:
@@ -241,7 +241,7 @@ async def test_a_reader_gets_what_happened_since_it_opened_of_the_kinds_it_wants
     assert len([event async for event in every]) == 3
 
 
-async def test_a_slow_reader_loses_the_oldest_and_knows_how_many() -> None:
+async def test_a_full_stream_drops_its_oldest_events_and_counts_them() -> None:
     events = Events()
     with events.open(buffer=3) as slow, events.open() as fast:
         for number in range(10):
@@ -250,18 +250,18 @@ async def test_a_slow_reader_loses_the_oldest_and_knows_how_many() -> None:
     assert (slow.dropped, fast.dropped) == (7, 0)
 
 
-async def test_a_stream_ends_with_its_session(wire: InProcess) -> None:
+async def test_a_stream_ends_with_its_session(transport: InProcess) -> None:
     async def collect(stream: EventStream[RequestDone]) -> list[str]:
         return [event.endpoint async for event in stream]
 
-    async with session(wire) as opened:
+    async with session(transport) as opened:
         reading = asyncio.create_task(collect(opened.events.open(RequestDone)))
         await opened.companies.sources()
     assert await reading == ["GET /sources"]
     assert [event async for event in opened.events.open()] == []
 
 
-async def test_a_reader_that_is_cancelled_loses_nothing() -> None:
+async def test_a_cancelled_read_of_a_stream_loses_no_event() -> None:
     events = Events()
     with events.open() as stream:
         waiting = asyncio.ensure_future(anext(stream))
@@ -273,7 +273,7 @@ async def test_a_reader_that_is_cancelled_loses_nothing() -> None:
         assert await anext(stream) == changed("creating")
 
 
-def test_a_buffer_holds_something() -> None:
+def test_a_buffer_of_size_0_is_refused() -> None:
     with pytest.raises(InvalidInput, match="buffer"):
         Events().open(buffer=0)
 
@@ -281,15 +281,15 @@ def test_a_buffer_holds_something() -> None:
 # The log
 
 
-async def test_the_log_has_one_line_a_request_with_fields_and_never_the_key(
-    wire: InProcess, caplog: pytest.LogCaptureFixture
+async def test_the_log_has_one_line_per_request_with_fields_and_without_the_key(
+    transport: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, "asyncmig"):
-        async with session(wire) as opened:
+        async with session(transport) as opened:
             company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
             await (await company.imports.start(rows=[{"Email": "a@x.org"}])).wait()
     done = [record for record in caplog.records if getattr(record, "event", "") == "RequestDone"]
-    assert len(done) == len(wire.sent)
+    assert len(done) == len(transport.sent)
     assert {record.levelno for record in done} == {logging.DEBUG}
     assert [vars(done[0])[name] for name in ("endpoint", "lane", "status", "attempt", "waited")] == [
         "POST /companies", "WORK", 201, 1, 0.0,
@@ -301,7 +301,7 @@ async def test_the_log_has_one_line_a_request_with_fields_and_never_the_key(
     assert KEY not in "".join(str(vars(record)) for record in caplog.records)
 
 
-async def test_a_run_that_stalls_is_a_warning_with_fields(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stalled_run_is_logged_as_a_warning_with_fields(caplog: pytest.LogCaptureFixture) -> None:
     world = World(
         key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=5, pace=RunDurations(base=5000.0, sigma=0.0)
     )
@@ -315,7 +315,7 @@ async def test_a_run_that_stalls_is_a_warning_with_fields(caplog: pytest.LogCapt
     assert fields["seconds"] >= 75 * 60
 
 
-def test_the_log_is_silent_unless_it_is_asked_for() -> None:
+def test_nothing_is_logged_unless_logging_is_configured() -> None:
     code = (
         "import logging, asyncmig.events as e\n"
         "e.Events().emit(e.RunStalled(at=0.0, ids={'company': 'c', 'run': 'r'}, seconds=1.0))\n"
@@ -325,8 +325,8 @@ def test_the_log_is_silent_unless_it_is_asked_for() -> None:
     assert (ran.stdout, ran.stderr) == ("", "")
 
 
-async def test_no_event_is_made_for_nobody(wire: InProcess) -> None:
-    async with session(wire) as opened:
+async def test_events_of_requests_are_wanted_only_while_a_subscriber_exists(transport: InProcess) -> None:
+    async with session(transport) as opened:
         assert not opened.events.wants_requests
         with opened.events.open():
             assert opened.events.wants_requests

@@ -1,4 +1,4 @@
-"""What one job of a job runner does about each reason of a migration that has not ended."""
+"""How a job of a job runner handles each reason for which a migration is pending."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -52,7 +52,9 @@ async def test_each_reason_is_retried_or_ends_the_job_as_documented(
             assert "ends with `Pending`" in line
 
 
-async def test_a_refused_key_ends_each_job_of_the_worker(spec: Spec, tmp_path: Path) -> None:
+async def test_a_refused_key_ends_every_job_of_the_worker_and_is_sent_once(
+    spec: Spec, tmp_path: Path
+) -> None:
     simulator = Simulator()
     simulator.world.key = "another"
     async with simulator.session() as session:

@@ -1,4 +1,4 @@
-"""The journal as one process sees it: claims, writes, reading, the virtual clock, cancellation."""
+"""The journal in one process: claims, writes, reads, the virtual clock, and cancellation."""
 
 import asyncio
 import dataclasses
@@ -50,19 +50,19 @@ async def journal(request: pytest.FixtureRequest, path: Path, prefix: str) -> As
 
 
 class Counted(sqlite3.Connection):
-    """Counts the statements that it runs, by their first word."""
+    """A connection that counts its statements by their first word."""
 
-    ran: Counter[str]
+    statements: Counter[str]
 
     def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
-        self.ran[sql.split()[0]] += 1
+        self.statements[sql.split()[0]] += 1
         return super().execute(sql, parameters)
 
 
-def counting(ran: Counter[str]) -> Callable[[str], sqlite3.Connection]:
+def counting(statements: Counter[str]) -> Callable[[str], sqlite3.Connection]:
     def connect(uri: str) -> sqlite3.Connection:
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Counted)
-        db.ran = ran
+        db.statements = statements
         return db
 
     return connect
@@ -74,7 +74,7 @@ async def test_a_new_company_has_no_state(journal):
     assert await journal.states() == {}
 
 
-async def test_one_customer_is_read_alone(journal):
+async def test_the_state_and_activity_of_one_customer_are_read_by_its_id(journal):
     assert await journal.state("acme") is None
     assert await journal.activity("acme") == {}
     async with await journal.claim("acme") as acme, await journal.claim("beta") as beta:
@@ -90,19 +90,19 @@ async def test_one_customer_is_read_alone(journal):
     assert seen.holder is None
 
 
-async def test_anyone_may_leave_an_instruction_until_it_is_fulfilled(journal):
+async def test_an_instruction_needs_no_claim_and_stays_until_it_is_deleted(journal):
     run, cancel = Instruction("run", b"spec"), Instruction("cancel", b"")
     await journal.instruct("acme", run)
     assert await journal.states() == {}
     async with await journal.claim("acme") as claim:
         assert claim.state is None
-        await journal.instruct("acme", cancel)  # although another process holds the customer
+        await journal.instruct("acme", cancel)  # allowed although the customer is held
         await journal.instruct("beta", run)
         await claim.write("create", b"", b"one")
     assert await journal.instruction("acme") == cancel
     assert await journal.instructions() == {"acme": cancel, "beta": run}
     assert await journal.instructions("cancel") == {"acme": cancel}
-    await journal.delete_instruction("acme", run)  # that one was replaced
+    await journal.delete_instruction("acme", run)  # no effect: `cancel` has replaced `run`
     assert await journal.instruction("acme") == cancel
     await journal.delete_instruction("acme", cancel)
     assert await journal.instruction("acme") is None
@@ -111,7 +111,7 @@ async def test_anyone_may_leave_an_instruction_until_it_is_fulfilled(journal):
     assert await journal.states() == {"acme": b"one"}
 
 
-async def test_a_forgotten_customer_is_new_and_the_numbers_of_events_are_not_used_again(journal):
+async def test_a_forgotten_customer_has_no_state_and_its_event_numbers_are_not_reused(journal):
     async with await journal.claim("acme") as acme, await journal.claim("beta") as beta:
         await beta.write("create", b"1", b"one")
         await acme.write("create", b"2", b"two")
@@ -152,7 +152,7 @@ async def test_events_are_numbered_and_kept_in_order(journal):
     assert await journal.events("nobody") == []
 
 
-async def test_a_company_that_another_task_holds_is_refused(journal):
+async def test_a_company_that_another_task_holds_cannot_be_claimed(journal):
     async with await journal.claim("acme"):
         with pytest.raises(CustomerHeld, match="acme is held by another task") as caught:
             await journal.claim("acme")
@@ -161,19 +161,19 @@ async def test_a_company_that_another_task_holds_is_refused(journal):
         pass
 
 
-async def test_a_claim_that_was_given_up_cannot_write(journal):
+async def test_a_released_claim_cannot_write(journal):
     claim = await journal.claim("acme")
     await claim.release()
     await claim.release()
     with pytest.raises(JournalError):
         await claim.write("create", b"", b"late")
     async with await journal.claim("acme") as second:
-        await claim.release()  # of no effect on the next one
+        await claim.release()  # no effect on the second claim
         await second.write("create", b"", b"right")
     assert await journal.states() == {"acme": b"right"}
 
 
-async def test_bytes_and_names_come_back_as_they_were(journal):
+async def test_bytes_and_names_are_read_as_they_were_written(journal):
     odd = "ü-\u2028'\"%_; DROP TABLE events"
     blob = bytes(range(256)) * 40
     async with await journal.claim(odd) as claim:
@@ -182,14 +182,14 @@ async def test_bytes_and_names_come_back_as_they_were(journal):
     assert [(e.external_id, e.kind, e.detail) for e in await journal.events(odd)] == [(odd, "käse", blob)]
 
 
-async def test_states_come_oldest_company_first(journal):
+async def test_states_begin_with_the_oldest_company(journal):
     for name in ("b", "c", "a"):
         async with await journal.claim(name) as claim:
             await claim.write("k", b"", name.encode())
     assert list(await journal.states()) == ["b", "c", "a"]
 
 
-async def test_two_journals_of_one_process_refuse_each_other(path):
+async def test_a_company_is_claimed_by_only_one_of_two_journals_in_a_process(path):
     async with Journal(path, holder="worker one") as one, Journal(path) as two:
         async with await one.claim("acme"):
             with pytest.raises(CustomerHeld, match=r"held by worker one \(process \d+ on ") as caught:
@@ -200,7 +200,7 @@ async def test_two_journals_of_one_process_refuse_each_other(path):
             pass
 
 
-async def test_closing_gives_up_every_claim_and_leaves_one_file(path):
+async def test_closing_releases_every_claim_and_leaves_one_file(path):
     async with Journal(path) as one:
         claim = await one.claim("acme")
         await claim.write("k", b"", b"s")
@@ -216,20 +216,20 @@ async def test_closing_gives_up_every_claim_and_leaves_one_file(path):
             await one.__aenter__()
 
 
-async def test_companies_that_write_at_once_share_a_transaction(path):
-    ran: Counter[str] = Counter()
-    async with Journal(path, connect=counting(ran)) as journal:
-        ran.clear()
+async def test_concurrent_claims_and_writes_share_a_transaction(path):
+    statements: Counter[str] = Counter()
+    async with Journal(path, connect=counting(statements)) as journal:
+        statements.clear()
         claims = await asyncio.gather(*(journal.claim(f"c{n}") for n in range(200)))
-        assert ran["COMMIT"] == 1
+        assert statements["COMMIT"] == 1
         await asyncio.gather(*(claim.write("k", b"", b"s") for claim in claims))
-        assert ran["COMMIT"] == 2
+        assert statements["COMMIT"] == 2
         for claim in claims[:3]:
             await claim.write("k", b"", b"alone")
-        assert ran["COMMIT"] == 5
+        assert statements["COMMIT"] == 5
 
 
-async def test_one_that_fails_leaves_the_others_of_its_transaction(path):
+async def test_a_failing_operation_does_not_undo_the_others_of_its_transaction(path):
     async with Journal(path) as journal, await journal.claim("held"):
         good, refused, impossible = await asyncio.gather(
             journal.claim("good"), journal.claim("held"), journal.claim("\ud800"), return_exceptions=True
@@ -244,7 +244,7 @@ async def test_one_that_fails_leaves_the_others_of_its_transaction(path):
         assert len(await journal.events()) == 1
 
 
-async def test_waiting_for_the_disk_costs_no_virtual_time(path):
+async def test_waiting_for_the_disk_takes_no_virtual_time(path):
     loop = asyncio.get_running_loop()
     far = loop.call_later(3600, lambda: None)
     async with Journal(path) as journal, await journal.claim("acme") as claim:
@@ -255,7 +255,7 @@ async def test_waiting_for_the_disk_costs_no_virtual_time(path):
     assert loop.time() == 0
 
 
-async def test_a_cancelled_write_ends_at_once_and_happens_or_not(path):
+async def test_a_cancelled_write_ends_at_once_and_may_be_committed(path):
     async with Journal(path) as journal:
         claim = await journal.claim("acme")
         write = asyncio.create_task(claim.write("k", b"", b"s"))
@@ -264,13 +264,15 @@ async def test_a_cancelled_write_ends_at_once_and_happens_or_not(path):
         await asyncio.wait({write})
         assert write.cancelled()
         await claim.release()
-        async with await journal.claim("acme") as again:  # what a caller in doubt does
+        async with await journal.claim(
+            "acme"
+        ) as again:  # the new claim shows whether the write was committed
             assert again.state == b"s"
             assert len(await journal.events()) == 1
 
 
 @pytest.mark.parametrize("steps", range(8))
-async def test_a_cancelled_claim_is_given_back(path, steps):
+async def test_a_cancelled_claim_is_released(path, steps):
     async with Journal(path, threaded=False) as journal:
         task = asyncio.create_task(journal.claim("acme"))
         for _ in range(steps):
@@ -284,7 +286,7 @@ async def test_a_cancelled_claim_is_given_back(path, steps):
             await task.result().release()
 
 
-async def test_a_block_that_is_cancelled_gives_its_company_up(path):
+async def test_a_cancelled_block_releases_its_company(path):
     async def work(journal: Journal) -> None:
         async with await journal.claim("acme"):
             await asyncio.Event().wait()
@@ -302,12 +304,12 @@ async def test_a_block_that_is_cancelled_gives_its_company_up(path):
 
 
 @pytest.mark.parametrize("steps", range(6))
-async def test_closing_while_cancelled_still_writes_what_stands_in_line(path, steps):
+async def test_closing_while_cancelled_still_executes_the_queued_writes(path, steps):
     async def work() -> None:
         async with Journal(path) as journal:
             claim = await journal.claim("acme")
             for n in range(3):
-                asyncio.create_task(claim.write("k", b"", b"%d" % n))  # noqa: RUF006 - the journal has it
+                asyncio.create_task(claim.write("k", b"", b"%d" % n))  # noqa: RUF006 - the journal refers to it
             await asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(cancel_after, steps)
 
@@ -326,33 +328,33 @@ async def test_closing_while_cancelled_still_writes_what_stands_in_line(path, st
 
 
 class Slow(sqlite3.Connection):
-    """Commits only when it may."""
+    """A connection that commits only while `may_commit` is set."""
 
-    may = threading.Event()
+    may_commit = threading.Event()
 
     def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
         if sql == "COMMIT" and parameters == ():
-            self.may.wait()
+            self.may_commit.wait()
         return super().execute(sql, parameters)
 
 
-async def test_closing_while_cancelled_waits_for_the_transaction_under_way(path):
+async def test_closing_while_cancelled_waits_for_the_current_transaction(path):
     def connect(uri: str) -> sqlite3.Connection:
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, factory=Slow)
 
     async def work() -> None:
         async with Journal(path, connect=connect) as journal:
             claim = await journal.claim("acme")
-            Slow.may.clear()
-            timer.start()  # not before: on a busy machine it would end before the wait for it begins
+            Slow.may_commit.clear()
+            timer.start()  # not earlier: on a busy machine, it could expire before `clear`
             tasks.append(asyncio.create_task(claim.write("k", b"", b"under way")))
             await asyncio.sleep(0.01)
             tasks.append(asyncio.create_task(claim.write("k", b"", b"in line")))
             await asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(tasks[0].cancel)
 
-    Slow.may.set()
-    timer = threading.Timer(0.1, Slow.may.set)
+    Slow.may_commit.set()
+    timer = threading.Timer(0.1, Slow.may_commit.set)
     tasks: list[asyncio.Task[None]] = []
     tasks.append(asyncio.create_task(work()))
     await asyncio.wait(tasks)
@@ -364,7 +366,7 @@ async def test_closing_while_cancelled_waits_for_the_transaction_under_way(path)
         assert await journal.states() == {"acme": b"in line"}
 
 
-async def test_reading_only_creates_nothing_and_claims_nothing(path):
+async def test_a_read_only_journal_creates_no_file_and_refuses_claims(path):
     with pytest.raises(JournalError, match="no such file"):
         async with Journal(path, read_only=True):
             pass
@@ -385,7 +387,7 @@ async def test_reading_only_creates_nothing_and_claims_nothing(path):
     assert path.read_bytes() == before
 
 
-async def test_the_successor_of_a_memory_journal_holds_nothing():
+async def test_the_copy_of_a_memory_journal_has_no_claims():
     journal = MemoryJournal()
     claim = await journal.claim("acme")
     await claim.write("k", b"", b"s")
@@ -397,7 +399,7 @@ async def test_the_successor_of_a_memory_journal_holds_nothing():
 
 
 @pytest.mark.parametrize("lease", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_lease_is_a_positive_number_of_seconds(path, lease):
+def test_a_lease_that_is_not_a_positive_number_is_refused(path, lease):
     with pytest.raises(InvalidInput, match="lease"):
         Journal(path, lease=lease)
 
@@ -409,9 +411,7 @@ def test_an_event_is_frozen():
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "key=value"])
-async def test_one_function_opens_a_journal_in_a_file_or_a_database(
-    scheme: str, path: Path, database_url: str
-):
+async def test_open_journal_opens_a_file_or_a_database(scheme: str, path: Path, database_url: str):
     parts = urlsplit(database_url)
     address = {
         "postgresql": database_url,
@@ -427,7 +427,7 @@ async def test_one_function_opens_a_journal_in_a_file_or_a_database(
     assert path.exists()
 
 
-async def test_a_journal_in_a_database_is_read_as_one_in_a_file(
+async def test_a_journal_in_a_database_is_read_like_one_in_a_file(
     path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WORKERS_JOURNAL", database_url)
@@ -450,7 +450,7 @@ async def test_a_journal_in_a_database_is_read_as_one_in_a_file(
     assert JournalPlace("NO_ADDRESS").path == Path("NO_ADDRESS")
 
 
-def test_a_database_without_the_extra_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_without_the_extra_for_postgresql_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "asyncmig.journal.postgres")
     with pytest.raises(InvalidInput, match=r"asyncmig\[postgres\]") as caught:
@@ -466,7 +466,7 @@ async def test_reading_a_database_without_a_journal_creates_none(database_url: s
         assert db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (prefix,)).fetchone() is None
 
 
-def test_the_files_beside_a_journal_are_named_without_its_password(
+def test_the_names_of_files_beside_a_journal_do_not_contain_its_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -483,7 +483,7 @@ def test_the_files_beside_a_journal_are_named_without_its_password(
     assert JournalPlace("WORKERS_JOURNAL").beside("last") == beside
 
 
-def test_a_program_and_the_commands_have_the_same_send_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_programs_and_commands_use_the_same_send_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("WORKERS_JOURNAL", "postgresql://me:hush@db.example:5433/migrations")
     for place in (
@@ -497,8 +497,8 @@ def test_a_program_and_the_commands_have_the_same_send_log(tmp_path: Path, monke
         assert "hush" not in str(send_log)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs the database of users of POSIX")
-def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the user database of POSIX")
+def test_the_error_without_a_home_directory_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch):
     import pwd
 
     def no_entry(uid: int) -> object:
@@ -527,7 +527,7 @@ def test_journals_in_two_schemas_have_two_send_logs():
         Path("jdbc:postgresql://user:hush@host/db"),
     ],
 )
-def test_the_address_of_another_server_is_no_place_of_a_journal(place: str | Path):
+def test_the_address_of_another_kind_of_server_is_refused(place: str | Path):
     with pytest.raises(InvalidInput, match="address of a server") as caught:
         open_journal(place)
     assert "hush" not in str(caught.value)
@@ -541,9 +541,7 @@ def test_the_address_of_another_server_is_no_place_of_a_journal(place: str | Pat
         '"postgres://u:hush@host/db"',
     ],
 )
-def test_a_url_of_postgresql_in_another_spelling_is_refused_and_no_path(
-    url: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_url_of_postgresql_with_a_driver_or_quotes_is_refused(url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DATABASE_URL", url)
     for text, name in ((url, "journal"), ("DATABASE_URL", "DATABASE_URL")):
         with pytest.raises(InvalidInput, match="must be the address of a PostgreSQL") as caught:
@@ -552,5 +550,5 @@ def test_a_url_of_postgresql_in_another_spelling_is_refused_and_no_path(
         assert "hush" not in str(caught.value)
 
 
-def test_a_drive_of_windows_and_a_colon_are_part_of_a_path():
+def test_a_path_may_contain_a_windows_drive_or_a_colon():
     assert [JournalPlace(text).server for text in ("C:/fleet.db", "12:30.db", "a:b")] == [None] * 3

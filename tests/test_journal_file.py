@@ -1,4 +1,4 @@
-"""What may be found where a journal should be, and a disk that fails at every possible point."""
+"""Journal files: files that are not journals, older versions, permissions, and a disk that fails at every point."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ def pragma(path: Path, name: str) -> int:
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_only_its_owner_can_read_a_new_journal(path, umask):
+async def test_only_the_owner_can_read_a_new_journal(path, umask):
     before = os.umask(umask)
     try:
         async with Journal(path) as journal, await journal.claim("acme") as claim:
@@ -56,14 +56,14 @@ async def test_only_its_owner_can_read_a_new_journal(path, umask):
     assert modes == dict.fromkeys(("fleet.db", "fleet.db-wal", "fleet.db-shm"), 0o600)
 
 
-async def test_the_mode_of_a_journal_that_exists_is_its_owners_choice(path):
+async def test_the_mode_of_an_existing_journal_is_not_changed(path):
     path.touch()
     path.chmod(0o640)
     await use(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-async def test_a_link_to_a_place_without_a_file_leads_to_a_new_journal(path):
+async def test_a_symlink_to_a_missing_file_creates_a_journal_there(path):
     path.symlink_to("elsewhere.db")
     await use(path)
     assert stat.S_IMODE(path.with_name("elsewhere.db").stat().st_mode) == 0o600
@@ -75,7 +75,7 @@ def script(path: Path, sql: str) -> None:
         db.executescript(sql)
 
 
-async def test_a_journal_of_an_earlier_version_takes_instructions_once_it_was_opened_for_writing(path):
+async def test_a_journal_of_version_1_has_instructions_once_it_was_opened_for_writing(path):
     shutil.copy(V1, path)
     async with Journal(path, read_only=True) as reader:
         assert await reader.instructions() == {}
@@ -94,7 +94,7 @@ async def test_a_journal_of_an_earlier_version_takes_instructions_once_it_was_op
     "content", [b"hello", b"name,source\nAcme,hubspot\n" * 200, b"\0" * 5000, b"SQLite format 3\0"]
 )
 @pytest.mark.parametrize("read_only", [False, True])
-async def test_a_file_that_is_no_journal_is_refused_and_left_alone(path, content, read_only):
+async def test_a_file_that_is_not_a_journal_is_refused_and_not_changed(path, content, read_only):
     path.write_bytes(content)
     with pytest.raises(
         JournalError, match=r"fleet\.db: (this file is not a journal|the file is damaged|is empty)"
@@ -105,7 +105,7 @@ async def test_a_file_that_is_no_journal_is_refused_and_left_alone(path, content
     assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
 
 
-async def test_another_programs_database_is_refused_and_left_alone(path):
+async def test_the_database_of_another_program_is_refused_and_not_changed(path):
     script(path, "CREATE TABLE holders (x); INSERT INTO holders VALUES (1);")
     before = path.read_bytes()
     with pytest.raises(JournalError, match="it belongs to another program"):
@@ -120,14 +120,14 @@ async def test_an_empty_file_becomes_a_journal(path):
         assert await journal.states() == {"acme": b"s"}
 
 
-async def test_a_missing_folder_and_a_folder_are_named(path):
+async def test_a_missing_folder_and_a_folder_are_refused_with_the_reason(path):
     with pytest.raises(JournalError, match=r"there is no folder .*nowhere"):
         await opening(path.parent / "nowhere" / "fleet.db")
     with pytest.raises(JournalError, match="this is a folder"):
         await opening(path.parent)
 
 
-async def test_a_name_with_awkward_characters_is_a_file_of_that_name(tmp_path):
+async def test_special_characters_of_urls_are_part_of_the_file_name(tmp_path):
     path = tmp_path / "a b?mode=ro&x#y%41.db"
     await use(path)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
@@ -135,14 +135,14 @@ async def test_a_name_with_awkward_characters_is_a_file_of_that_name(tmp_path):
 
 @pytest.fixture
 def read_only_folder() -> Iterator[Callable[[], None]]:
-    """Give a folder that anybody may read; calling the fixture's second value takes the right to write away."""
+    """Yield a function that makes a folder read-only. Its attribute `folder` is the folder."""
     folder = Path(tempfile.mkdtemp())
     was = os.geteuid()
 
     def lock() -> None:
         folder.chmod(0o555)
         if was == 0:
-            os.seteuid(65534)  # root may write anywhere
+            os.seteuid(65534)  # root can write to read-only folders
 
     lock.folder = folder
     yield lock
@@ -153,7 +153,7 @@ def read_only_folder() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
-async def test_a_read_only_folder_can_be_read_from_and_not_written(read_only_folder):
+async def test_a_journal_in_a_read_only_folder_can_be_read_but_not_written(read_only_folder):
     path = read_only_folder.folder / "fleet.db"
     await use(path)
     path.chmod(0o444)
@@ -167,7 +167,7 @@ async def test_a_read_only_folder_can_be_read_from_and_not_written(read_only_fol
     assert [entry.name for entry in path.parent.iterdir()] == ["fleet.db"]
 
 
-async def test_a_damaged_file_is_an_error_that_says_so(path):
+async def test_a_damaged_file_is_reported_as_damaged(path):
     async with Journal(path) as journal:
         for n in range(300):
             async with await journal.claim(f"customer-{n}") as claim:
@@ -186,7 +186,7 @@ async def test_a_damaged_file_is_an_error_that_says_so(path):
             await journal.claim("customer-7")
 
 
-async def test_a_journal_that_is_deleted_under_way_is_noticed(path):
+async def test_a_write_fails_while_the_open_file_is_moved_away(path):
     async with Journal(path) as journal, await journal.claim("acme") as claim:
         await claim.write("k", b"", b"one")
         path.rename(path.with_name("moved.db"))
@@ -196,14 +196,14 @@ async def test_a_journal_that_is_deleted_under_way_is_noticed(path):
         await claim.write("k", b"", b"three")
 
 
-async def test_events_are_never_changed(path):
+async def test_the_database_refuses_changes_of_events(path):
     await use(path)
     for sql in ("UPDATE events SET kind = 'x'", "DELETE FROM events"):
         with pytest.raises(sqlite3.IntegrityError, match="only added"):
             script(path, sql)
 
 
-async def test_the_first_version_opens_and_goes_on(path):
+async def test_a_journal_of_version_1_can_be_read_and_written(path):
     shutil.copy(V1, path)
     async with Journal(path) as journal:
         states = await journal.states()
@@ -213,13 +213,13 @@ async def test_the_first_version_opens_and_goes_on(path):
         assert [event.seq for event in events] == list(range(1, 87))
         assert [event.kind for event in await journal.events("created")] == ["input", "create", "created"]
         assert {event.at for event in events} == {"2026-01-02T03:04:05.678Z"}
-        async with await journal.claim("created") as claim:  # held by a process of another boot, long ago
+        async with await journal.claim("created") as claim:  # the lease of its holder is over
             assert claim.token == 2
             await claim.write("started", b"{}", b'{"step":"started"}')
         assert (await journal.events())[-1].seq == 87
 
 
-async def test_a_newer_journal_is_refused_and_left_alone(path):
+async def test_a_journal_of_a_newer_version_is_refused_and_not_changed(path):
     shutil.copy(V1, path)
     script(path, "PRAGMA user_version = 99")
     before = path.read_bytes()
@@ -230,7 +230,7 @@ async def test_a_newer_journal_is_refused_and_left_alone(path):
     assert path.read_bytes() == before
 
 
-async def test_an_older_journal_is_brought_up_to_date(path, monkeypatch):
+async def test_a_journal_of_an_older_version_is_migrated_when_it_is_opened_for_writing(path, monkeypatch):
     shutil.copy(V1, path)
     monkeypatch.setattr(
         sqlite_file,
@@ -246,7 +246,7 @@ async def test_an_older_journal_is_brought_up_to_date(path, monkeypatch):
         assert (await journal.states())["acme-001"] == b"new"
 
 
-async def test_a_migration_that_fails_leaves_the_old_version(path, monkeypatch):
+async def test_a_failed_migration_leaves_the_old_version(path, monkeypatch):
     shutil.copy(V1, path)
     step = ("ALTER TABLE companies ADD COLUMN note TEXT", "ALTER TABLE nothing ADD COLUMN note TEXT")
     with monkeypatch.context() as patch:
@@ -258,7 +258,7 @@ async def test_a_migration_that_fails_leaves_the_old_version(path, monkeypatch):
 
 
 class Failing(sqlite3.Connection):
-    """The n-th statement fails: before it did anything, or (`late`) after it was done."""
+    """A connection whose n-th statement fails: without an effect, or, if `late`, after it took effect."""
 
     left: list[int]
     late = False
@@ -285,7 +285,7 @@ def failing(left: list[int], *, late: bool) -> sqlite_file.Connect:
 
 
 async def scenario(path: Path, connect: sqlite_file.Connect, acknowledged: dict[str, bytes]) -> None:
-    """Work on two companies, each write saying its number, and note what was acknowledged."""
+    """Write increasing numbers for two companies. Store the number of the last write that returned."""
 
     async def work(journal: Journal, name: str) -> None:
         async with await journal.claim(name) as claim:
@@ -302,7 +302,7 @@ async def scenario(path: Path, connect: sqlite_file.Connect, acknowledged: dict[
 
 
 async def check(path: Path, acknowledged: dict[str, bytes], doubtful: int) -> None:
-    """What was acknowledged is there, state and log agree, and work goes on at once."""
+    """Check that acknowledged writes exist, that state and events match, and that the companies can be claimed."""
     async with Journal(path, threaded=False) as journal:
         for name in ("a", "b"):
             async with await journal.claim(name) as claim:
@@ -319,7 +319,7 @@ async def check(path: Path, acknowledged: dict[str, bytes], doubtful: int) -> No
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("existing", [False, True])
-async def test_whichever_statement_fails_nothing_is_half_written(path, late, existing, stride):
+async def test_whichever_statement_fails_no_write_is_incomplete(path, late, existing, stride):
     reasons: list[str] = []
     for n in range(1 + late % stride, 1000, stride):
         target = path.with_name(f"{n}.db")
@@ -340,7 +340,7 @@ async def test_whichever_statement_fails_nothing_is_half_written(path, late, exi
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_journal_that_failed_once_goes_on_and_locks_nobody_out(path, late):
+async def test_a_journal_is_usable_after_a_failed_write_and_keeps_no_lock(path, late):
     left = [0]
     async with Journal(path, connect=failing(left, late=late)) as journal, Journal(path) as other:
         claim = await journal.claim("acme")
@@ -351,12 +351,12 @@ async def test_a_journal_that_failed_once_goes_on_and_locks_nobody_out(path, lat
             async with await other.claim("beta") as beta:
                 await beta.write("k", b"", b"%d" % n)
             await claim.write("k", b"", b"%d" % n)
-        happened = 1 if late else 0  # whose caller was told that nobody knows
+        happened = 1 if late else 0  # the failed COMMIT took effect
         assert len(await journal.events("acme")) == 6 + happened
         assert await journal.states() == {"acme": b"6", "beta": b"6"}
 
 
-async def test_an_error_in_a_block_is_not_hidden_by_a_disk_that_fails_at_its_end(path, caplog):
+async def test_an_error_in_a_block_is_raised_although_the_release_fails_too(path, caplog):
     left = [0]
     async with Journal(path, connect=failing(left, late=False)) as journal:
         with pytest.raises(KeyError):  # noqa: PT012 - the block is what is tested
@@ -369,7 +369,7 @@ async def test_an_error_in_a_block_is_not_hidden_by_a_disk_that_fails_at_its_end
                 left[0] = 1
 
 
-async def test_a_new_file_that_another_process_is_just_making_is_waited_for(path):
+async def test_opening_waits_while_another_connection_creates_the_file(path):
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     timer = threading.Timer(0.1, other.close)
@@ -378,7 +378,7 @@ async def test_a_new_file_that_another_process_is_just_making_is_waited_for(path
     timer.join()
 
 
-async def test_a_full_disk_is_an_error_that_says_so_and_room_lets_it_go_on(path):
+async def test_a_full_disk_is_an_error_and_writes_succeed_when_there_is_space_again(path):
     reasons: list[str] = []
     for pages in range(1, 30):
         target = path.with_name(f"{pages}.db")
@@ -421,8 +421,8 @@ print(n + 1, failed)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of file sizes")
-def test_whichever_byte_cannot_be_written_nothing_is_half_written(tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits for file sizes")
+def test_whichever_byte_cannot_be_written_no_write_is_incomplete(tmp_path):
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", SHORT_OF_SPACE, here, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Backup of a journal in use, forgetting customers, and giving their space back."""
+"""Backups of a journal in use, deletion of customers, and compaction of the file."""
 
 import asyncio
 import sqlite3
@@ -31,7 +31,7 @@ async def write(journal: DatabaseJournal, name: str, count: int = 1, size: int =
             await claim.write("step", b"x" * size, str(number).encode())
 
 
-async def test_a_forgotten_customer_is_gone_and_can_begin_again(journal: DatabaseJournal) -> None:
+async def test_a_forgotten_customer_is_deleted_and_can_start_again(journal: DatabaseJournal) -> None:
     await write(journal, "acme", 2)
     await write(journal, "bolt", 2)
     numbers = [event.seq for event in await journal.events()]
@@ -41,13 +41,13 @@ async def test_a_forgotten_customer_is_gone_and_can_begin_again(journal: Databas
     assert list(await journal.activity()) == ["acme"]
     await write(journal, "bolt")
     (event,) = await journal.events("bolt")
-    assert event.seq > max(numbers)  # a reader that follows the journal gets it
+    assert event.seq > max(numbers)  # a reader that follows the journal reads it
     assert await journal.events(after=max(numbers)) == [event]
     async with await journal.claim("bolt") as claim:
         assert claim.state == b"0"
 
 
-async def test_a_customer_at_work_is_not_forgotten(journal: DatabaseJournal) -> None:
+async def test_a_held_customer_can_be_forgotten_only_with_its_claim(journal: DatabaseJournal) -> None:
     await write(journal, "acme")
     async with await journal.claim("acme") as claim:
         with pytest.raises(CustomerHeld):
@@ -61,7 +61,7 @@ async def test_a_customer_at_work_is_not_forgotten(journal: DatabaseJournal) -> 
     assert await journal.states() == {}
 
 
-async def test_events_are_still_only_added_after_a_customer_was_forgotten(tmp_path: Path) -> None:
+async def test_events_cannot_be_deleted_directly_after_a_customer_was_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     async with Journal(path) as journal:
         await write(journal, "acme")
@@ -88,7 +88,7 @@ async def test_a_backup_of_a_journal_in_use_is_a_journal_without_claims(tmp_path
         async with Journal(copy) as restored:
             states = await restored.states()
             assert (states["acme"], states["bolt"]) == (b"2", b"kept")
-            async with await restored.claim("bolt") as claim:  # held in the other file
+            async with await restored.claim("bolt") as claim:  # it is held only in the original file
                 await claim.write("step", b"", b"restored")
         await held.write("step", b"", b"original")
     with pytest.raises(JournalNotFound):
@@ -96,12 +96,12 @@ async def test_a_backup_of_a_journal_in_use_is_a_journal_without_claims(tmp_path
     assert not list(tmp_path.glob("other*"))
 
 
-async def test_a_backup_that_cannot_be_written_names_the_file_that_the_caller_named(tmp_path: Path) -> None:
+async def test_the_error_of_a_failed_backup_has_the_path_that_the_caller_gave(tmp_path: Path) -> None:
     full = tmp_path / "full.db"
 
     def connect(uri: str) -> sqlite3.Connection:
         db = open_file(uri)
-        if "full.db" in uri:  # a full disk
+        if "full.db" in uri:  # simulates a full disk
             db.execute("PRAGMA max_page_count=1")
         return db
 
@@ -123,7 +123,9 @@ async def test_a_backup_that_cannot_be_written_names_the_file_that_the_caller_na
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "fleet.db"]
 
 
-async def test_space_of_forgotten_customers_is_given_back_while_the_journal_is_open(tmp_path: Path) -> None:
+async def test_compact_frees_the_space_of_forgotten_customers_while_the_journal_is_open(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "fleet.db"
     async with Journal(path) as journal:
         await write(journal, "acme")

@@ -1,4 +1,4 @@
-"""Real processes on one journal: killed at each statement and at any moment, paused, many at once."""
+"""Processes that share a journal: killed at each statement or at any moment, suspended, and concurrent."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from asyncmig.journal import Claim, Journal
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals"),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells the dead by /proc"),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc"),
 ]
 
 
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def process(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
-    """Run `code` in a process of its own; killed at the end if it still lives."""
+    """Run `code` in a process, and kill it at the end."""
     command = [sys.executable, "-c", code, *map(str, args)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -54,7 +54,7 @@ asyncio.run(main())
 """
 
 
-async def test_killed_at_any_moment_nothing_acknowledged_is_lost_and_work_goes_on_at_once(path):
+async def test_a_process_killed_at_any_moment_loses_no_acknowledged_write_and_holds_no_company(path):
     rng = random.Random(7)
     for _ in range(6):
         with process(COUNT, path) as child:
@@ -95,10 +95,10 @@ for late in (False, True):
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            class Told(dict):
+            class Acknowledged(dict):
                 def __setitem__(self, name, number):
                     os.write(writing, name.encode() + b" " + number + b"\\n")
-            asyncio.run(here.scenario(path, here.failing([n], late=late), Told()))
+            asyncio.run(here.scenario(path, here.failing([n], late=late), Acknowledged()))
             os._exit(0)
         os.close(writing)
         with open(reading, "rb") as pipe:
@@ -113,7 +113,7 @@ print(points)
 """
 
 
-def test_killed_before_and_after_each_statement_work_goes_on_at_once(tmp_path, stride):
+def test_a_process_killed_at_any_statement_loses_no_acknowledged_write_and_holds_no_company(tmp_path, stride):
     command = [sys.executable, "-c", EACH_STATEMENT, str(Path(__file__).parent), str(tmp_path), str(stride)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_company_of_a_live_process_is_refused_and_free_once_it_dies(path):
+async def test_a_company_of_a_live_process_is_refused_and_is_free_after_the_process_died(path):
     with process(HOLD, path) as child:
         child.stdout.readline()
         async with Journal(path) as journal:
@@ -145,7 +145,7 @@ async def test_a_company_of_a_live_process_is_refused_and_free_once_it_dies(path
                 pass
 
 
-async def test_a_company_is_free_once_its_process_ends_well(path):
+async def test_a_company_is_free_after_its_process_ended_normally(path):
     with process(HOLD, path) as child:
         child.stdout.readline()
         child.communicate("\n")
@@ -163,7 +163,7 @@ async def main():
     async with Journal(sys.argv[1], lease=0.3) as journal:
         acme, beta = await journal.claim("acme"), await journal.claim("beta")
         await acme.write("k", b"first", b"first")
-        # In the thread that writes: never in the middle of a transaction, which would lock the file.
+        # Stop in the thread of the writer: during a transaction, the file would stay locked.
         stop = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         journal._writer._executor.submit(stop).result()
         try:
@@ -176,7 +176,7 @@ asyncio.run(main())
 """
 
 
-async def claimed_once_free(journal: Journal, external_id: str) -> Claim:
+async def claim_when_free(journal: Journal, external_id: str) -> Claim:
     async with asyncio.timeout(60):
         while True:
             try:
@@ -185,11 +185,11 @@ async def claimed_once_free(journal: Journal, external_id: str) -> Claim:
                 await asyncio.sleep(0.05)
 
 
-async def test_a_process_that_was_paused_past_its_lease_cannot_write(path):
+async def test_a_process_that_was_suspended_beyond_its_lease_cannot_write(path):
     with process(PAUSED, path) as child:
         await asyncio.to_thread(os.waitid, os.P_PID, child.pid, os.WSTOPPED)
         async with Journal(path, holder="the successor") as journal:
-            async with await claimed_once_free(journal, "acme") as claim:
+            async with await claim_when_free(journal, "acme") as claim:
                 assert claim.state == b"first"
                 await claim.write("k", b"second", b"second")
                 child.send_signal(signal.SIGCONT)
@@ -232,7 +232,7 @@ async def test_processes_that_share_a_new_file_lose_no_update(path):
         children = (one, two, three)
         for child in children:
             child.stdout.readline()
-        for child in children:  # all create the file at once
+        for child in children:  # all processes create the file at the same time
             child.stdin.write("\n")
             child.stdin.flush()
         for child in children:
@@ -246,7 +246,7 @@ async def test_processes_that_share_a_new_file_lose_no_update(path):
             assert {event.kind for event in events} == {"0", "1", "2"}
 
 
-async def test_reading_goes_on_while_another_process_writes(path):
+async def test_a_journal_can_be_read_while_another_process_writes(path):
     with process(COUNT, path) as child:
         for _ in range(10):
             child.stdout.readline()

@@ -1,4 +1,7 @@
-"""Rows that name a journal although none of its tasks holds the company: free at once here, soon for everybody."""
+"""Companies that the database assigns to a journal although none of its tasks holds them.
+
+The journal itself can claim such a company at once. Other journals can claim it after the next heartbeat.
+"""
 
 import asyncio
 import os
@@ -18,19 +21,19 @@ from asyncmig.errors import CustomerHeld, JournalError, UsageError
 from asyncmig.journal import Claim, Journal
 
 AnyJournal = Journal | PostgresJournal
-SOON = 0.03
-"""A lease in seconds, so that a heartbeat comes every hundredth of a second."""
+SHORT_LEASE = 0.03
+"""A lease in seconds. Its heartbeats are a hundredth of a second apart."""
 
 
 class Place:
-    """Where journals are opened, and changed behind their backs."""
+    """The file or database of a journal. Tests open journals there, and change the data directly."""
 
     def __init__(self, kind: str, where: str, schema: str) -> None:
         self._kind, self._where, self._schema = kind, where, schema
 
     def open(self, *, lease: float = 30.0) -> AnyJournal:
         if self._kind == "sqlite":
-            return Journal(self._where, lease=lease, connect=impatient)
+            return Journal(self._where, lease=lease, connect=connect_with_short_timeout)
         return PostgresJournal(self._where, schema=self._schema, lease=lease, patience=0.05)
 
     def run(self, sql: str) -> list[tuple[object, ...]]:
@@ -42,8 +45,8 @@ class Place:
             return cursor.fetchall() if cursor.description else []
 
 
-def impatient(uri: str) -> sqlite3.Connection:
-    """Wait for locks longer than a transaction of another connection takes on a busy machine, but not for 10 s."""
+def connect_with_short_timeout(uri: str) -> sqlite3.Connection:
+    """Connect with a lock time-out that is longer than a transaction on a busy machine, but shorter than 10 s."""
     return sqlite3.connect(uri, uri=True, timeout=0.5, isolation_level=None, check_same_thread=False)
 
 
@@ -54,7 +57,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str) -> Place:
     return Place("postgres", request.getfixturevalue("database_url"), prefix)
 
 
-async def claimed_once_free(journal: AnyJournal, external_id: str) -> Claim:
+async def claim_when_free(journal: AnyJournal, external_id: str) -> Claim:
     async with asyncio.timeout(60):
         while True:
             try:
@@ -63,17 +66,17 @@ async def claimed_once_free(journal: AnyJournal, external_id: str) -> Claim:
                 await asyncio.sleep(0.01)
 
 
-async def undone_release(place: Place, journal: AnyJournal) -> None:
-    """Release a company, and have the database forget that."""
+async def release_and_undo(place: Place, journal: AnyJournal) -> None:
+    """Release a company, and undo the release in the database."""
     async with await journal.claim("acme") as claim:
         await claim.write("k", b"", b"one")
         ((holder,),) = place.run("SELECT holder FROM companies")
     place.run(f"UPDATE companies SET holder = '{holder}'")
 
 
-async def test_a_release_that_was_undone_leaves_the_company_free_for_its_own_journal(place: Place) -> None:
+async def test_a_company_whose_release_was_undone_is_free_for_its_own_journal(place: Place) -> None:
     async with place.open() as journal:
-        await undone_release(place, journal)
+        await release_and_undo(place, journal)
         async with await journal.claim("acme") as again:
             assert (again.state, again.token) == (b"one", 2)
             with pytest.raises(CustomerHeld, match="another task of this journal"):
@@ -82,10 +85,10 @@ async def test_a_release_that_was_undone_leaves_the_company_free_for_its_own_jou
         assert await journal.states() == {"acme": b"two"}
 
 
-async def test_a_release_that_was_undone_is_repeated_by_a_heartbeat(place: Place) -> None:
-    async with place.open(lease=SOON) as journal, place.open() as other:
-        await undone_release(place, journal)
-        async with await claimed_once_free(other, "acme") as claim:
+async def test_a_heartbeat_repeats_a_release_that_was_undone(place: Place) -> None:
+    async with place.open(lease=SHORT_LEASE) as journal, place.open() as other:
+        await release_and_undo(place, journal)
+        async with await claim_when_free(other, "acme") as claim:
             await claim.write("k", b"", b"other")
 
 
@@ -93,7 +96,7 @@ async def test_a_claim_that_the_database_lost_cannot_write(place: Place) -> None
     async with place.open() as journal, place.open() as other:
         claim = await journal.claim("acme")
         place.run("UPDATE companies SET holder = NULL, token = 0")
-        with pytest.raises(CustomerHeld, match="another task of this journal"):  # it does not know yet
+        with pytest.raises(CustomerHeld, match="another task of this journal"):  # not detected yet
             await journal.claim("acme")
         async with await other.claim("acme") as taken:
             assert taken.token == claim.token
@@ -137,7 +140,7 @@ async def test_a_customer_that_is_taken_over_beside_one_that_is_held_is_logged_o
     assert caplog.text.count("acme is taken over from an unknown holder") == 1
 
 
-async def test_heartbeats_take_nothing_from_tasks_that_claim_meanwhile(place: Place) -> None:
+async def test_heartbeats_do_not_release_companies_that_tasks_claim_meanwhile(place: Place) -> None:
     async def work(number: int) -> None:
         for turn in range(15):
             async with await journal.claim(f"c{number}") as claim:
@@ -151,10 +154,10 @@ async def test_heartbeats_take_nothing_from_tasks_that_claim_meanwhile(place: Pl
         assert place.run("SELECT count(*) FROM companies WHERE holder IS NOT NULL") == [(0,)]
 
 
-async def test_what_a_locked_file_kept_from_being_released_is_free_later(tmp_path: Path) -> None:
+async def test_a_company_that_could_not_be_released_in_a_locked_file_is_free_later(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     place = Place("sqlite", str(path), "")
-    async with place.open(lease=SOON) as journal, Journal(path) as other:
+    async with place.open(lease=SHORT_LEASE) as journal, Journal(path) as other:
         claim, cancelled = await journal.claim("acme"), await journal.claim("beta")
         with closing(sqlite3.connect(path, isolation_level=None)) as lock:
             lock.execute("BEGIN IMMEDIATE")
@@ -163,14 +166,14 @@ async def test_what_a_locked_file_kept_from_being_released_is_free_later(tmp_pat
             release.cancel()
             with pytest.raises(JournalError, match="kept it locked"):
                 await claim.release()
-        async with await journal.claim("acme"), await claimed_once_free(other, "beta"):
+        async with await journal.claim("acme"), await claim_when_free(other, "beta"):
             pass
-        async with await claimed_once_free(other, "acme"):
+        async with await claim_when_free(other, "acme"):
             pass
 
 
-async def test_a_claim_whose_commit_was_not_answered_is_no_claim(tmp_path: Path) -> None:
-    class Unanswered(sqlite3.Connection):
+async def test_a_company_is_free_after_the_commit_of_its_claim_raised_an_error(tmp_path: Path) -> None:
+    class FailingAfterCommit(sqlite3.Connection):
         def execute(self, sql: str, parameters: object = ()) -> sqlite3.Cursor:
             cursor = super().execute(sql, parameters)
             if sql == "COMMIT" and failing:
@@ -182,7 +185,7 @@ async def test_a_claim_whose_commit_was_not_answered_is_no_claim(tmp_path: Path)
 
     def connect(uri: str) -> sqlite3.Connection:
         return sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, factory=Unanswered
+            uri, uri=True, isolation_level=None, check_same_thread=False, factory=FailingAfterCommit
         )
 
     failing: list[bool] = []
@@ -203,7 +206,7 @@ def own_server() -> Iterator[PostgresServer]:
     server.remove()
 
 
-async def test_what_a_database_that_was_away_did_not_release_is_free_later(
+async def test_a_company_that_could_not_be_released_in_a_stopped_database_is_free_later(
     own_server: PostgresServer, prefix: str
 ) -> None:
     place = Place("postgres", own_server.url, prefix)
@@ -213,27 +216,27 @@ async def test_what_a_database_that_was_away_did_not_release_is_free_later(
         with pytest.raises(JournalError):
             await claim.release()
         await asyncio.to_thread(own_server.start)
-        async with place.open() as other, await claimed_once_free(other, "acme"):
+        async with place.open() as other, await claim_when_free(other, "acme"):
             with pytest.raises(CustomerHeld, match="held by process"):
                 await journal.claim("acme")
 
 
-def test_the_leases_of_an_event_loop_that_was_closed_end(place: Place) -> None:
+def test_leases_end_after_their_event_loop_was_closed(place: Place) -> None:
     async def leak(journal: AnyJournal) -> None:
         await journal.__aenter__()
         await (await journal.claim("acme")).write("k", b"", b"left")
 
     async def take(journal: AnyJournal) -> bytes | None:
-        async with journal, await claimed_once_free(journal, "acme") as claim:
+        async with journal, await claim_when_free(journal, "acme") as claim:
             return claim.state
 
-    leaking = place.open(lease=SOON)
+    leaking = place.open(lease=SHORT_LEASE)
     asyncio.run(leak(leaking))
     assert asyncio.run(take(place.open())) == b"left"
-    assert asyncio.run(take(leaking)) == b"left"  # it can be opened again
+    assert asyncio.run(take(leaking)) == b"left"  # the same journal can be opened again
 
 
-def test_a_journal_is_of_the_loop_that_opened_it(place: Place) -> None:
+def test_a_journal_is_refused_on_another_loop_than_the_one_that_opened_it(place: Place) -> None:
     journal, first, second = place.open(), asyncio.new_event_loop(), asyncio.new_event_loop()
     first.run_until_complete(journal.__aenter__())
     with pytest.raises(UsageError, match="another event loop"):
@@ -249,7 +252,7 @@ def test_a_journal_is_of_the_loop_that_opened_it(place: Place) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 async def test_a_forked_process_cannot_use_the_journal_of_its_parent(place: Place) -> None:
     async with place.open() as journal, await journal.claim("acme") as claim:
-        with warnings.catch_warnings(action="ignore"):  # Python 3.12 warns of threads
+        with warnings.catch_warnings(action="ignore"):  # Python 3.12 warns about threads
             pid = os.fork()
         if pid == 0:
             refused = 1

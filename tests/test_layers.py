@@ -1,4 +1,4 @@
-"""Which unit of the architecture may import which: imports go down only, and the core is pure.
+"""The imports between the units of the architecture: only of units below, and the core does no I/O.
 
 Imports inside functions and under `TYPE_CHECKING` count.
 """
@@ -120,7 +120,7 @@ WORKFLOWS = ("companies/workflow", "migrations/workflow")
 
 @cache
 def imports(path: Path) -> tuple[str, ...]:
-    """Return the names of what a module imports."""
+    """Return the names of the modules that a module imports."""
     return tuple(_imports(path))
 
 
@@ -130,7 +130,7 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "asyncmig":  # a module, or a name of the top level
+            if node.module == "asyncmig":  # a module, or a name in `asyncmig`
                 yield from (f"asyncmig.{alias.name}" for alias in node.names)
             else:
                 yield node.module or ""
@@ -243,14 +243,14 @@ def test_a_library_is_used_in_one_place(library: str, homes: set[str]) -> None:
     assert users == homes
 
 
-def test_the_shell_knows_no_generation_of_the_api() -> None:
+def test_the_core_and_the_io_layer_name_no_generation_of_the_api() -> None:
     for path in [*(ROOT / "_core").glob("*.py"), *(ROOT / "_io").glob("*.py")]:
         assert not re.search(
             r"\bcompan(y|ies)\b|\bmigration", path.read_text(encoding="utf-8"), re.IGNORECASE
         ), path
 
 
-def test_the_top_level_lists_just_what_is_there() -> None:
+def test_the_top_level_lists_exactly_its_names_and_modules() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     imported = [
         name.name

@@ -1,4 +1,4 @@
-"""The manifest reader: what it accepts, every fault that it names, and bytes that are no manifest at all."""
+"""Manifests in CSV: what the reader accepts, the faults that it reports, and files that are not manifests."""
 
 import contextlib
 import os
@@ -52,12 +52,12 @@ def test_a_line_becomes_a_customer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_bom_is_no_part_of_the_header(folder: Path, encoding: str) -> None:
+def test_a_bom_is_not_part_of_the_header(folder: Path, encoding: str) -> None:
     assert read(folder, "acme,Açme,s,,a.csv", encoding=encoding).customers[0].name == "Açme"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_line_ends_and_quoted_cells(folder: Path, end: str) -> None:
+def test_all_line_ends_and_quoted_cells_are_read(folder: Path, end: str) -> None:
     path = folder / "m.csv"
     path.write_bytes(end.join([HEADER, 'a,"Acme,\nInc",s,,a.csv', "", "b,B,s,,b.csv"]).encode())
     first, second = read_manifest(path).customers
@@ -65,7 +65,7 @@ def test_line_ends_and_quoted_cells(folder: Path, end: str) -> None:
     assert (second.external_id, second.line) == ("b", 5)
 
 
-def test_the_templates_column_may_be_absent_and_columns_may_stand_in_any_order(folder: Path) -> None:
+def test_the_templates_column_is_optional_and_columns_may_have_any_order(folder: Path) -> None:
     manifest = read(folder, "a.csv,s,Acme,x,acme", header="files,Source,NAME,crm owner,external_id")
     assert manifest.customers[0].templates == ()
     assert manifest.ignored == ("crm owner",)
@@ -84,7 +84,7 @@ def test_one_file_in_several_spellings_is_imported_once(folder: Path) -> None:
     assert folder / "link.csv" not in customer.files
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(folder: Path) -> None:
+def test_an_existing_file_whose_name_looks_like_a_glob_is_not_expanded(folder: Path) -> None:
     assert read(folder, "acme,Acme,s,,odd[1].csv").customers[0].files == (folder / "odd[1].csv",)
 
 
@@ -120,7 +120,7 @@ def test_a_customer_of_the_generation_migrations_may_have_no_source(folder: Path
     assert (spec.source, repr(spec)) == ("", "<Spec acme: 'Acme' from no source, 1 files>")
 
 
-def test_columns_that_are_missing_or_there_twice(folder: Path) -> None:
+def test_missing_and_repeated_columns_are_faults(folder: Path) -> None:
     assert faults(folder, header="external_id,name,name,sources") == [
         "line 1: source: this column is missing; is 'sources' meant for it?",
         "line 1: files: this column is missing",
@@ -147,7 +147,9 @@ def test_columns_that_are_missing_or_there_twice(folder: Path) -> None:
         (HEADER.replace(",", ";").encode(), "separates its columns with ';': use ','"),
     ],
 )
-def test_files_that_are_no_manifest(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused_with_the_reason(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     path = tmp_path / "m.csv"
     path.write_bytes(content)
     with pytest.raises(InvalidManifest) as caught:
@@ -155,14 +157,14 @@ def test_files_that_are_no_manifest(tmp_path: Path, content: bytes, reason: str)
     assert reason in str(caught.value)
 
 
-def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_manifest_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidManifest, match="No such file"):
         read_manifest(tmp_path / "none.csv")
     with pytest.raises(InvalidManifest, match="directory"):
         read_manifest(tmp_path)
 
 
-def test_the_error_survives_pickle(tmp_path: Path) -> None:
+def test_the_error_can_be_pickled(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         read_manifest(tmp_path / "none.csv")
     again = pickle.loads(pickle.dumps(caught.value))
@@ -170,7 +172,7 @@ def test_the_error_survives_pickle(tmp_path: Path) -> None:
     assert (str(again), again.faults) == (str(caught.value), caught.value.faults)
 
 
-def test_a_spec_has_the_names_as_written(folder: Path) -> None:
+def test_a_spec_has_the_names_as_written_in_the_manifest(folder: Path) -> None:
     first, second = read(folder, f"a,A,hubSpot,contacts;{CONTACTS},a.csv", f"b,B,{HUBSPOT},,b.csv").specs()
     assert (first.source, first.templates) == ("hubSpot", ("contacts", CONTACTS))
     assert (second.source, second.templates) == (HUBSPOT, None)
@@ -213,7 +215,7 @@ RECORDS = st.lists(st.lists(CELLS, max_size=6).map(",".join), max_size=6).map("\
 @example(f"{HEADER}\na,A,s,,{'x' * 300}\n".encode())
 @example(f"{HEADER}\na,A,s,,[\n".encode())
 @example(f"{HEADER}\na,{'x' * 140_000},s,,a.csv\n".encode())
-def test_arbitrary_bytes_are_a_manifest_or_its_faults(folder: Path, content: bytes) -> None:
+def test_arbitrary_bytes_are_read_or_raise_invalid_manifest(folder: Path, content: bytes) -> None:
     path = folder / "m.csv"
     path.write_bytes(content)
     with contextlib.suppress(InvalidManifest):
@@ -224,7 +226,7 @@ def test_arbitrary_bytes_are_a_manifest_or_its_faults(folder: Path, content: byt
 ROW = "acme,Acme,s,,a.csv"
 
 
-def lines_of(path: Path) -> list[str]:
+def faults_of(path: Path) -> list[str]:
     with pytest.raises(InvalidManifest) as refused:
         read_manifest(path)
     return [str(fault) for fault in refused.value.faults]
@@ -266,10 +268,12 @@ def lines_of(path: Path) -> list[str]:
     ],
     ids=ascii,
 )
-def test_what_is_really_wrong_is_said_once(folder: Path, content: str | bytes, reason: str) -> None:
+def test_a_wrong_file_format_is_reported_as_a_single_fault(
+    folder: Path, content: str | bytes, reason: str
+) -> None:
     path = folder / "m.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (fault,) = lines_of(path)
+    (fault,) = faults_of(path)
     assert reason in fault
 
 
@@ -290,7 +294,7 @@ def test_what_is_really_wrong_is_said_once(folder: Path, content: str | bytes, r
     ids=ascii,
 )
 @pytest.mark.parametrize("mark", ["", "\ufeff", "\u200b"], ids=ascii)
-def test_what_is_clear_is_read(folder: Path, header: str, mark: str) -> None:
+def test_unambiguous_variants_of_the_header_are_read(folder: Path, header: str, mark: str) -> None:
     path = folder / "m.csv"
     path.write_text(f"{header}\n{mark}{ROW}{mark}\n", encoding="utf-8")
     (customer,) = read_manifest(path).customers
@@ -318,7 +322,7 @@ def test_what_is_clear_is_read(folder: Path, header: str, mark: str) -> None:
     ids=ascii,
 )
 @pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
-def test_a_path_that_leads_nowhere_says_why(folder: Path, part: str, hint: str) -> None:
+def test_the_fault_of_a_path_without_a_file_has_a_hint(folder: Path, part: str, hint: str) -> None:
     cell = '"""a.csv"""' if part.startswith('"') else part
     (fault,) = faults(folder, f"acme,Acme,s,,{cell}")
     assert fault.startswith("line 2: files: ")
@@ -327,6 +331,6 @@ def test_a_path_that_leads_nowhere_says_why(folder: Path, part: str, hint: str) 
 
 @pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
 @pytest.mark.parametrize("name", ["back\\slash.csv", "~home.csv", "'quoted'.csv", "$x.csv"])
-def test_a_file_that_is_really_called_so_is_that_file(folder: Path, name: str) -> None:
+def test_an_existing_file_with_special_characters_is_found(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
     assert read(folder, f"acme,Acme,s,,{name}").customers[0].files == (folder / name,)

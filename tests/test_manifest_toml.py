@@ -1,4 +1,4 @@
-"""A manifest in TOML: the same customers, the same faults, and what it asks for besides."""
+"""Manifests in TOML: customers, defaults and live connections, and the faults that the reader reports."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def faults(folder: Path, text: str, **options: str) -> list[str]:
     return [str(fault) for fault in caught.value.faults]
 
 
-def test_a_table_becomes_a_customer_and_a_list_may_hold_a_semicolon(folder: Path) -> None:
+def test_a_table_becomes_a_customer_and_file_names_in_a_list_may_contain_semicolons(folder: Path) -> None:
     text = f'[defaults]\nrate = "50/60s"\n\n{ACME}templates = ["Deals"]\nowner = "Eve"\n'
     manifest = read(folder, text)
     (customer,) = manifest.customers
@@ -49,7 +49,7 @@ def test_a_table_becomes_a_customer_and_a_list_may_hold_a_semicolon(folder: Path
     assert manifest.defaults == read_defaults(folder / "customers.toml") == {"rate": "50/60s"}
 
 
-def test_texts_are_joined_as_in_csv(folder: Path) -> None:
+def test_a_text_with_several_files_is_split_as_in_csv(folder: Path) -> None:
     (customer,) = read(folder, ACME.replace('["a;b.csv", "more/*.csv"]', '"more/1.csv;more/2.csv"')).customers
     assert len(customer.files) == 2
 
@@ -81,17 +81,19 @@ def test_all_faults_are_found_at_once(folder: Path) -> None:
         (f"defaults = 3\n{ACME}", "defaults: must be a table: [defaults]"),
     ],
 )
-def test_what_is_no_manifest_is_told_so(folder: Path, text: str, fault: str) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused_with_the_reason(
+    folder: Path, text: str, fault: str
+) -> None:
     (found,) = faults(folder, text)
     assert found.startswith(fault)
 
 
-def test_a_text_of_several_lines_does_not_hide_where_a_company_begins(folder: Path) -> None:
+def test_a_text_of_several_lines_does_not_change_the_line_of_a_company(folder: Path) -> None:
     text = ACME.replace('"Acme Inc"', '"""Acme\n[[company]]\nInc"""').replace("acme", "a b")
     assert faults(folder, text) == ["line 1: external_id: 'a b' must be 1 to 255 of A-Z, a-z, 0-9, _ and -"]
 
 
-def test_other_manifests_have_no_defaults(folder: Path) -> None:
+def test_csv_files_and_missing_files_have_no_defaults(folder: Path) -> None:
     assert read_defaults(folder / "customers.csv") == {}
     assert read_defaults(folder / "none.toml") == {}
 
@@ -108,7 +110,7 @@ credentials = "BOLT_CREDENTIALS"
 """
 
 
-def test_a_customer_may_have_a_live_connection_instead_of_files_or_besides_them(
+def test_a_customer_may_have_a_live_connection_with_or_without_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BOLT_CREDENTIALS", '{"token": "s3cret", "port": 8080}')
@@ -154,7 +156,7 @@ def test_a_customer_may_have_a_live_connection_instead_of_files_or_besides_them(
         ('"BOLT_CREDENTIALS"', '{ token = "s3cret" }', "must be the name of an environment variable"),
     ],
 )
-def test_faults_of_a_connection_show_no_secret(
+def test_the_faults_of_a_connection_contain_no_secret(
     folder: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, fault: str
 ) -> None:
     monkeypatch.setenv("BOLT_CREDENTIALS", '{"token": "s3cret"}')

@@ -1,4 +1,4 @@
-"""What is opened is closed, whatever fails on the way; and what could not be opened can be opened again."""
+"""Objects close everything that they opened, also after errors. After a failed opening, they can be opened again."""
 
 import asyncio
 import contextlib
@@ -30,8 +30,8 @@ from asyncmig.testing import Simulator
 pytestmark = pytest.mark.looptime
 
 
-class Store:
-    """A shared window that never answers, and is closed in its own way."""
+class UnreachableWindow:
+    """A shared window that never answers. `error` and `hangs`: how its `aclose` fails or blocks."""
 
     processes = 2
 
@@ -40,11 +40,11 @@ class Store:
 
     def budgets(
         self, budgets: Sequence[SharedBudget], *, account: str, timeout: float, speed: float
-    ) -> "Store":
+    ) -> "UnreachableWindow":
         return self
 
-    def runs(self, account: str) -> "Store":
-        return Store()
+    def runs(self, account: str) -> "UnreachableWindow":
+        return UnreachableWindow()
 
     async def exchange(self, reports: Sequence[SlotReport], want: str | None) -> BudgetReply:
         raise ConnectionError
@@ -59,12 +59,12 @@ class Store:
 
 
 @pytest.fixture
-def wire() -> InProcess:
+def transport() -> InProcess:
     return InProcess(World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1))
 
 
 def open_files(path: Path) -> int:
-    """Return how many of this process's files are `path`."""
+    """Return the number of open files of this process whose path is `path`."""
     count = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -72,13 +72,13 @@ def open_files(path: Path) -> int:
     return count
 
 
-def session(wire: InProcess, **options: object) -> Session:
-    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), **options)  # type: ignore[arg-type]
+def session(transport: InProcess, **options: object) -> Session:
+    return Session(KEY, BASE_URL, transport=transport, rng=Random(2), **options)  # type: ignore[arg-type]
 
 
-async def left(opened: Session, wire: InProcess, recent: Path) -> None:
-    """Check that nothing of a session is left."""
-    assert wire.closed
+async def check_closed(opened: Session, transport: InProcess, recent: Path) -> None:
+    """Check that a session has left no file, connection, event stream or task open."""
+    assert transport.closed
     assert open_files(recent) == 0
     with pytest.raises(SessionClosed):
         await opened.companies.sources()
@@ -88,84 +88,84 @@ async def left(opened: Session, wire: InProcess, recent: Path) -> None:
 
 
 async def test_a_session_closes_everything_although_closing_its_window_fails(
-    wire: InProcess, tmp_path: Path
+    transport: InProcess, tmp_path: Path
 ) -> None:
-    store, recent = Store(error=RuntimeError("cannot close")), tmp_path / "recent"
-    opened = session(wire, shared=store, recent=recent)
+    window, recent = UnreachableWindow(error=RuntimeError("cannot close")), tmp_path / "recent"
+    opened = session(transport, shared=window, recent=recent)
     await opened.__aenter__()
     await opened.companies.sources()
     assert open_files(recent) == 1
     with pytest.raises(RuntimeError, match="cannot close"):
         await opened.__aexit__(None, None, None)
-    assert store.closed == 1
-    await left(opened, wire, recent)
+    assert window.closed == 1
+    await check_closed(opened, transport, recent)
 
 
-async def test_a_session_closes_everything_although_its_transport_fails(
-    wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_session_closes_everything_although_closing_its_transport_fails(
+    transport: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail() -> None:
-        wire.closed = True
+        transport.closed = True
         raise OSError("cannot close")
 
-    monkeypatch.setattr(wire, "aclose", fail)
-    store, recent = Store(), tmp_path / "recent"
-    opened = session(wire, shared=store, recent=recent)
+    monkeypatch.setattr(transport, "aclose", fail)
+    window, recent = UnreachableWindow(), tmp_path / "recent"
+    opened = session(transport, shared=window, recent=recent)
     with pytest.raises(OSError, match="cannot close"):
         async with opened:
             await opened.companies.sources()
-    assert store.closed == 1
-    await left(opened, wire, recent)
+    assert window.closed == 1
+    await check_closed(opened, transport, recent)
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_a_session_closes_everything_although_it_is_cancelled_meanwhile(
-    wire: InProcess, tmp_path: Path, times: int
+async def test_a_session_that_is_cancelled_while_it_closes_closes_everything(
+    transport: InProcess, tmp_path: Path, times: int
 ) -> None:
-    store, recent = Store(hangs=True), tmp_path / "recent"
-    opened = session(wire, shared=store, recent=recent)
+    window, recent = UnreachableWindow(hangs=True), tmp_path / "recent"
+    opened = session(transport, shared=window, recent=recent)
 
     async def use() -> None:
         async with opened:
             await opened.companies.sources()
 
     task = asyncio.create_task(use())
-    await store.closing.wait()
+    await window.closing.wait()
     for _ in range(times):
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await left(opened, wire, recent)
+    await check_closed(opened, transport, recent)
 
 
-async def test_a_session_is_closed_after_an_error_of_its_block(wire: InProcess, tmp_path: Path) -> None:
+async def test_a_session_is_closed_after_an_error_in_its_block(transport: InProcess, tmp_path: Path) -> None:
     recent = tmp_path / "recent"
-    opened = session(wire, recent=recent)
+    opened = session(transport, recent=recent)
     with pytest.raises(LookupError):
         async with opened:
             raise LookupError
-    await left(opened, wire, recent)
+    await check_closed(opened, transport, recent)
 
 
-def failing_open(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Let the operating system fail to open a file, in a way that no code expects, until the patch is undone."""
-    really = os.open
+def fail_to_open(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Let `os.open` raise an error that no code expects for `path`, until the patch is undone."""
+    original = os.open
 
     def fail(name: str, *args: int) -> int:
         if Path(name) == path:
             raise MemoryError
-        return really(name, *args)
+        return original(name, *args)
 
     monkeypatch.setattr(os, "open", fail)
 
 
-async def test_a_session_that_could_not_be_entered_can_be_entered_again(
-    wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_session_can_be_entered_again_after_a_failed_entry(
+    transport: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recent = tmp_path / "recent"
-    opened = session(wire, recent=recent)
+    opened = session(transport, recent=recent)
     with monkeypatch.context() as patch:
-        failing_open(patch, recent)
+        fail_to_open(patch, recent)
         for _ in range(2):
             with pytest.raises(MemoryError):
                 await opened.__aenter__()
@@ -173,28 +173,28 @@ async def test_a_session_that_could_not_be_entered_can_be_entered_again(
         await opened.companies.sources()
     async with opened:
         assert len(await opened.companies.sources()) == 3
-    await left(opened, wire, recent)
+    await check_closed(opened, transport, recent)
     with pytest.raises(UsageError, match="was entered before"):
         await opened.__aenter__()
 
 
-def test_a_session_that_could_not_be_entered_can_be_entered_on_another_loop(
-    wire: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_session_can_be_entered_on_another_loop_after_a_failed_entry(
+    transport: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = session(wire, recent=tmp_path / "recent")
+    opened = session(transport, recent=tmp_path / "recent")
 
     async def use() -> int:
         async with opened:
             return len(await opened.companies.sources())
 
     with monkeypatch.context() as patch:
-        failing_open(patch, tmp_path / "recent")
+        fail_to_open(patch, tmp_path / "recent")
         with pytest.raises(MemoryError):
             asyncio.run(use())
     assert asyncio.run(use()) == 3
 
 
-async def test_a_fleet_whose_journal_cannot_be_opened_can_be_entered_again(tmp_path: Path) -> None:
+async def test_a_fleet_can_be_entered_again_after_its_journal_could_not_be_opened(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("Email\na@example.org\n", encoding="utf-8")
     simulator, journal = Simulator(seed=1), tmp_path / "folder" / "fleet.db"
     async with simulator.session() as opened:
@@ -209,14 +209,14 @@ async def test_a_fleet_whose_journal_cannot_be_opened_can_be_entered_again(tmp_p
     assert open_files(journal) == 0
 
 
-async def test_a_fleet_that_fails_while_it_is_entered_closes_the_journal_that_it_opened(
+async def test_a_fleet_closes_its_journal_after_a_failed_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = tmp_path / "fleet.db"
     async with Simulator(seed=1).session() as opened:
         fleet = Fleet(opened, journal=journal, to=tmp_path / "out")
         with monkeypatch.context() as patch:
-            failing_open(patch, tmp_path / "fleet.db.recent")
+            fail_to_open(patch, tmp_path / "fleet.db.recent")
             with pytest.raises(MemoryError):
                 await fleet.__aenter__()
         assert open_files(journal) == 0
@@ -224,7 +224,7 @@ async def test_a_fleet_that_fails_while_it_is_entered_closes_the_journal_that_it
             assert open_files(journal) > 0
 
 
-async def test_a_journal_that_cannot_be_opened_can_be_opened_again(tmp_path: Path) -> None:
+async def test_a_journal_can_be_opened_again_after_a_failed_opening(tmp_path: Path) -> None:
     path = tmp_path / "fleet.db"
     path.write_bytes(b"something else, and long enough to be looked at" * 100)
     journal = Journal(path)
@@ -239,7 +239,7 @@ async def test_a_journal_that_cannot_be_opened_can_be_opened_again(tmp_path: Pat
     assert open_files(path) == 0
 
 
-async def test_a_simulator_that_finds_its_port_taken_leaves_nothing_open() -> None:
+async def test_a_simulator_whose_port_is_in_use_leaves_no_file_open() -> None:
     simulator = Simulator(seed=1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         before = sum(1 for _ in Path("/proc/self/fd").iterdir())
@@ -253,7 +253,7 @@ async def test_a_simulator_that_finds_its_port_taken_leaves_nothing_open() -> No
 
 
 @pytest.mark.looptime(False)
-async def test_a_queue_that_cannot_be_reached_can_be_entered_again(redis_url: str) -> None:
+async def test_a_queue_can_be_entered_again_after_its_server_was_unreachable(redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     queue = MigrationQueue(f"redis://127.0.0.1:{port}/0", name="opening")

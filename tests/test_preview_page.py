@@ -1,4 +1,4 @@
-"""The preview as a page: each flagged cell is marked where it is, and no text of a cell becomes markup."""
+"""The preview as an HTML page: each flagged cell is marked in its place, and the text of cells is escaped."""
 
 import json
 import re
@@ -15,7 +15,7 @@ HOSTILE = "</td></table><script>alert('1')</script>\"&'\x1b[2J\u202e\x00<img src
 
 
 def sheet(rows: int = 5, columns: int = 3, *cells: InvalidCell, name: str = "Contacts") -> PreviewSheet:
-    """Return a sheet whose cells are all different."""
+    """Return a sheet in which all cells differ."""
     return PreviewSheet(
         sheet=CatalogueItem(id=name.lower(), name=name),
         header=tuple(f"column {number}" for number in range(columns)),
@@ -45,7 +45,9 @@ def flags(root: ElementTree.Element) -> list[ElementTree.Element]:
 
 @pytest.mark.parametrize("first_row", [0, 1, 2])
 @pytest.mark.parametrize("first_column", [0, 1, None])
-def test_the_way_of_counting_is_found_by_the_messages(first_row: int, first_column: int | None) -> None:
+def test_the_numbers_of_the_first_row_and_column_are_inferred_from_the_messages(
+    first_row: int, first_column: int | None
+) -> None:
     places = [(1, 1), (2, 0), (3, 2)]
     cells = [
         InvalidCell(
@@ -61,7 +63,7 @@ def test_the_way_of_counting_is_found_by_the_messages(first_row: int, first_colu
     assert (found.sheets[1], found.is_guess) == ((), False)
 
 
-def test_the_way_of_counting_is_found_by_the_edges_of_a_sheet_and_of_empty_cells() -> None:
+def test_the_number_of_the_first_row_is_inferred_from_the_edges_and_empty_cells() -> None:
     last = sheet(5, 1, InvalidCell(row=6, column="column 0", reason="wrong"))
     assert find_flagged_cells(preview(last)).sheets[0][0].row == 4
     first = sheet(5, 1, InvalidCell(row=0, column="column 0", reason="wrong"))
@@ -75,7 +77,7 @@ def test_the_way_of_counting_is_found_by_the_edges_of_a_sheet_and_of_empty_cells
     assert find_flagged_cells(preview(empty)).sheets[0][0].row == 1
 
 
-def test_a_guess_is_called_a_guess() -> None:
+def test_the_page_states_that_the_number_of_the_first_row_is_a_guess() -> None:
     shown = preview(sheet(5, 2, InvalidCell(row=2, column="column 1", reason="is not allowed")))
     assert find_flagged_cells(shown).is_guess
     assert "may be one row above or below" in text_of(page(shown))
@@ -104,7 +106,7 @@ def test_each_flagged_cell_is_marked_once_with_its_message() -> None:
     assert "flagged, without a reason" in text_of(root)
 
 
-def test_text_of_cells_stays_text() -> None:
+def test_the_text_of_cells_is_escaped() -> None:
     shown = Preview(
         sheets=(
             PreviewSheet(
@@ -128,7 +130,7 @@ def test_text_of_cells_stays_text() -> None:
     assert len(flags(root)) == 2
 
 
-def test_a_long_sheet_is_shown_in_part_and_says_so() -> None:
+def test_a_long_sheet_is_shown_in_part_with_a_note_of_the_hidden_rows() -> None:
     cells = [
         InvalidCell(row=row + 1, column="column 1", reason=f"'{row}x1' is bad") for row in (0, 250, 9_999)
     ]
@@ -154,7 +156,7 @@ def test_a_page_of_many_flagged_wide_rows_stays_small_and_counts_them_all() -> N
     assert "8,700 rows with a flagged cell are not shown" in words
 
 
-def test_a_preview_without_sheets_or_rows_is_a_page_too() -> None:
+def test_a_preview_without_sheets_or_rows_has_a_page() -> None:
     empty = PreviewSheet(sheet=CatalogueItem(id="a"))
     assert "The server sent no sheet" in text_of(page(Preview()))
     assert "No cell in this sample is flagged" in text_of(page(preview(empty)))
@@ -176,7 +178,7 @@ def test_both_files_are_written_and_the_data_has_every_row(tmp_path) -> None:
 
 
 @needs_browser
-def test_a_browser_shows_every_flagged_cell_without_a_complaint_or_a_request(tmp_path) -> None:
+def test_a_browser_shows_every_flagged_cell_without_console_output_or_requests(tmp_path) -> None:
     cells = [
         InvalidCell(row=row + 1, column="column 9", reason=f"'{row}x9' {HOSTILE}") for row in range(0, 900, 9)
     ]

@@ -1,4 +1,4 @@
-"""What users import: listed, documented, and complete: every type that a signature names has a public path."""
+"""The public names: they are listed and documented, and every type in a public signature has a public path."""
 
 import ast
 import importlib
@@ -42,12 +42,12 @@ FOR_USERS = [
 ]
 
 
-def named(module: ModuleType) -> str:
+def name_of(module: ModuleType) -> str:
     return module.__name__
 
 
-@pytest.mark.parametrize("module", MODULES, ids=named)
-def test_a_module_says_what_it_is_and_lists_what_it_has(module: ModuleType) -> None:
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_module_has_a_docstring_and_lists_existing_public_names(module: ModuleType) -> None:
     assert module.__doc__
     listed = getattr(module, "__all__", [])
     assert len(set(listed)) == len(listed)
@@ -55,7 +55,7 @@ def test_a_module_says_what_it_is_and_lists_what_it_has(module: ModuleType) -> N
 
 
 def public_parts(thing: object) -> Iterator[tuple[str, object]]:
-    """Yield what a user can call or read of a class, by name; of a function itself."""
+    """Yield a function, or a class and the methods and properties that users can use, each with its name."""
     yield "", thing
     for name, value in inspect.getmembers_static(thing) if isinstance(thing, type) else ():
         if isinstance(value, property):
@@ -63,13 +63,13 @@ def public_parts(thing: object) -> Iterator[tuple[str, object]]:
         value = getattr(value, "__func__", value)
         if not isinstance(value, FunctionType) or not value.__module__.startswith("asyncmig"):
             continue
-        if not name.startswith("_") or (name == "__init__" and not made_by_the_library(value)):
+        if not name.startswith("_") or (name == "__init__" and not takes_private_types(value)):
             yield name, value
 
 
-def made_by_the_library(init: FunctionType) -> bool:
-    """Return whether a constructor takes what only the library has: users get such objects, and make none."""
-    return any(is_private(kind) for hint in hints(init).values() for kind in flat(hint))
+def takes_private_types(init: FunctionType) -> bool:
+    """Return whether a constructor takes private types. Only the library creates objects of such a class."""
+    return any(is_private(kind) for hint in hints(init).values() for kind in classes_in(hint))
 
 
 def is_private(kind: type) -> bool:
@@ -77,28 +77,28 @@ def is_private(kind: type) -> bool:
 
 
 def hints(thing: object) -> dict[str, object]:
-    """Return what a signature says; a name that a module imports for type checkers only is found if it is public."""
+    """Return the types in a signature. A name that is imported for type checkers only must be public."""
     return typing.get_type_hints(thing, localns={name: getattr(module, name) for module, name in NAMES})
 
 
-def flat(hint: object) -> Iterator[type]:
-    """Yield every class of the library that a type names."""
+def classes_in(hint: object) -> Iterator[type]:
+    """Yield every class of the library in a type."""
     if isinstance(hint, type) and hint.__module__.startswith("asyncmig"):
         yield hint
     inner = [typing.get_origin(hint), *typing.get_args(hint)] if typing.get_origin(hint) else hint
     for part in inner if isinstance(inner, list) else ():
-        yield from flat(part)
+        yield from classes_in(part)
 
 
 @pytest.mark.parametrize("thing", TOP, ids=lambda thing: getattr(thing, "__name__", str(thing)[:40]))
-def test_everything_that_a_signature_names_can_be_imported(thing: object) -> None:
+def test_every_type_in_a_public_signature_is_public(thing: object) -> None:
     missing = {
         f"{name}: {kind.__qualname__}"
         for part, value in public_parts(thing)
         if isinstance(value, type | FunctionType)
         for name, hint in hints(value).items()
-        if not name.startswith("_") and not name.isupper()  # tables of the library, on its handles
-        for kind in flat(hint)
+        if not name.startswith("_") and not name.isupper()  # constants of handles, for the library only
+        for kind in classes_in(hint)
         if id(kind) not in PUBLIC
     }
     assert missing == set()
@@ -125,12 +125,12 @@ def test_everything_that_a_signature_names_can_be_imported(thing: object) -> Non
         "asyncmig.webhooks.Batch",
     ],
 )
-def test_what_annotations_need_has_a_public_path(path: str) -> None:
+def test_types_that_users_need_for_annotations_are_public(path: str) -> None:
     module, _, name = path.rpartition(".")
     assert name in importlib.import_module(module).__all__
 
 
-@pytest.mark.parametrize("module", FOR_USERS, ids=named)
+@pytest.mark.parametrize("module", FOR_USERS, ids=name_of)
 def test_every_public_name_is_documented(module: ModuleType) -> None:
     undocumented = [
         f"{name}.{part}"
@@ -143,7 +143,7 @@ def test_every_public_name_is_documented(module: ModuleType) -> None:
 
 
 def aliases(module: ModuleType) -> Iterator[tuple[str, bool]]:
-    """Yield the listed names to which a module assigns a value, and whether text below them explains each."""
+    """Yield the listed names that a module assigns, and whether a docstring follows the assignment."""
     statements = ast.parse(inspect.getsource(module)).body
     for statement, below in zip(statements, [*statements[1:], ast.Pass()], strict=True):
         target = (
@@ -153,11 +153,11 @@ def aliases(module: ModuleType) -> Iterator[tuple[str, bool]]:
             yield target.id, isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
 
 
-def test_every_public_alias_is_explained() -> None:
-    homes = {value.__module__ for value in TOP if isinstance(value, type | FunctionType)}
+def test_every_public_alias_has_a_docstring() -> None:
+    module_names = {value.__module__ for value in TOP if isinstance(value, type | FunctionType)}
     modules = [
         module
-        for module in [*FOR_USERS, *(importlib.import_module(home) for home in homes)]
+        for module in [*FOR_USERS, *(importlib.import_module(module_name) for module_name in module_names)]
         if hasattr(module, "__all__") and module is not asyncmig
     ]
     unexplained = {

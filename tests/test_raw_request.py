@@ -1,4 +1,4 @@
-"""Requests to routes that the library has no method for: written by hand, sent like every other."""
+"""`Session.request`: requests to routes for which the library has no method."""
 
 import asyncio
 import pickle
@@ -35,7 +35,7 @@ JSON = "application/json; charset=utf-8"
 
 
 @dataclass
-class Said:
+class ScriptedReply:
     status: int = 200
     body: bytes = b"{}"
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": JSON})
@@ -45,35 +45,37 @@ class Said:
 
 
 @dataclass
-class Wire:
-    """Answers one thing after another, and keeps what it was asked."""
+class ScriptedTransport:
+    """A transport that returns or raises the given replies in order, and records the requests."""
 
-    says: list[Said | Lost]
-    asked: list[tuple[str, str, bytes | None, Mapping[str, str]]] = field(default_factory=list)
+    replies: list[ScriptedReply | Lost]
+    requests: list[tuple[str, str, bytes | None, Mapping[str, str]]] = field(default_factory=list)
 
     @asynccontextmanager
     async def exchange(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Body | None, timeouts: Timeouts
     ) -> AsyncIterator[Response]:
         assert body is None or isinstance(body, bytes)
-        self.asked.append((method, url.removeprefix(BASE_URL), body, headers))
-        said = self.says.pop(0)
-        if isinstance(said, Lost):
-            raise said
-        yield said
+        self.requests.append((method, url.removeprefix(BASE_URL), body, headers))
+        scripted = self.replies.pop(0)
+        if isinstance(scripted, Lost):
+            raise scripted
+        yield scripted
 
     async def aclose(self) -> None:
         pass
 
 
-def session(*says: Said | Lost, wire: Wire | None = None) -> tuple[Session, Wire]:
-    wire = wire or Wire(list(says))
+def session(
+    *replies: ScriptedReply | Lost, transport: ScriptedTransport | None = None
+) -> tuple[Session, ScriptedTransport]:
+    transport = transport or ScriptedTransport(list(replies))
     policy = RetryPolicy(attempts=3)
-    return Session(KEY, BASE_URL, transport=wire, rng=Random(2), retry=policy), wire
+    return Session(KEY, BASE_URL, transport=transport, rng=Random(2), retry=policy), transport
 
 
-async def test_what_goes_out_and_what_comes_back() -> None:
-    opened, wire = session(Said(201, b'{"note": 7}', {"Content-Type": JSON, "X-Trace": "t"}))
+async def test_a_request_is_encoded_and_its_reply_is_returned() -> None:
+    opened, transport = session(ScriptedReply(201, b'{"note": 7}', {"Content-Type": JSON, "X-Trace": "t"}))
     async with opened:
         reply = await opened.request(
             "post",
@@ -83,7 +85,7 @@ async def test_what_goes_out_and_what_comes_back() -> None:
             body={"text": "hi"},
             params={"q": "a&b"},
         )
-    ((method, url, body, headers),) = wire.asked
+    ((method, url, body, headers),) = transport.requests
     assert method == "POST"
     assert url == "/companies/..%2Fa%20b%2F%C3%BC/notes/50%25?q=a%26b"
     assert body == b'{"text":"hi"}'
@@ -95,11 +97,11 @@ async def test_what_goes_out_and_what_comes_back() -> None:
     assert pickle.loads(pickle.dumps(reply)) == reply
 
 
-async def test_a_reply_is_decoded_as_what_is_asked_for() -> None:
+async def test_a_reply_is_decoded_as_the_given_type() -> None:
     class Note(msgspec.Struct):
         note: int
 
-    opened, _ = session(Said(body=b'{"note": 7, "new": 1}'), Said(204, b"", {}))
+    opened, _ = session(ScriptedReply(body=b'{"note": 7, "new": 1}'), ScriptedReply(204, b"", {}))
     async with opened:
         reply = await opened.request("GET", "/notes")
         nothing = await opened.request("DELETE", "/notes")
@@ -113,7 +115,7 @@ async def test_a_reply_is_decoded_as_what_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "template", "options", "named"),
+    ("method", "template", "options", "field_name"),
     [
         ("FETCH", "/a", {}, "method"),
         ("GET", "a", {}, "template"),
@@ -140,110 +142,114 @@ async def test_a_reply_is_decoded_as_what_is_asked_for() -> None:
         ("POST", "/a", {"body": "\ud800"}, "body"),
     ],
 )
-async def test_what_cannot_be_meant_costs_no_request(
-    method: str, template: str, options: dict[str, Any], named: str
+async def test_invalid_arguments_are_refused_before_a_request_is_sent(
+    method: str, template: str, options: dict[str, Any], field_name: str
 ) -> None:
-    opened, wire = session()
+    opened, transport = session()
     async with opened:
         with pytest.raises(InvalidInput) as refused:
             await opened.request(method, template, **options)
-    assert refused.value.field == named
-    assert not wire.asked
+    assert refused.value.field == field_name
+    assert not transport.requests
 
 
 LOST = Lost("ServerDisconnectedError", sent=True)
 UNSENT = Lost("ClientConnectorError", sent=False)
-CUT = Said(body=b'{"a": [1')
-PAGE = Said(body=b"<html>Sign in</html>", headers={"Content-Type": "text/html"})
+CUT = ScriptedReply(body=b'{"a": [1')
+PAGE = ScriptedReply(body=b"<html>Sign in</html>", headers={"Content-Type": "text/html"})
 
 
-@pytest.mark.parametrize("trouble", [LOST, UNSENT, CUT, PAGE, Said(503), Said(302)], ids=repr)
+@pytest.mark.parametrize(
+    "trouble", [LOST, UNSENT, CUT, PAGE, ScriptedReply(503), ScriptedReply(302)], ids=repr
+)
 @pytest.mark.parametrize(
     ("method", "options"), [("GET", {}), ("HEAD", {}), ("PATCH", {"repeatable": True})], ids=str
 )
-async def test_what_may_be_repeated_is(trouble: Said | Lost, method: str, options: dict[str, Any]) -> None:
-    opened, wire = session(trouble, trouble, Said())
+async def test_a_repeatable_request_is_repeated_after_a_failure(
+    trouble: ScriptedReply | Lost, method: str, options: dict[str, Any]
+) -> None:
+    opened, transport = session(trouble, trouble, ScriptedReply())
     async with opened:
         assert (await opened.request(method, "/a", **options)).status == 200
-    assert len(wire.asked) == 3
+    assert len(transport.requests) == 3
 
 
-@pytest.mark.parametrize("trouble", [LOST, CUT, PAGE, Said(503)], ids=repr)
+@pytest.mark.parametrize("trouble", [LOST, CUT, PAGE, ScriptedReply(503)], ids=repr)
 @pytest.mark.parametrize(
     ("method", "options"),
     [("POST", {}), ("PUT", {}), ("PATCH", {}), ("DELETE", {}), ("GET", {"repeatable": False})],
     ids=str,
 )
-async def test_what_may_not_be_repeated_is_in_doubt(
-    trouble: Said | Lost, method: str, options: dict[str, Any]
+async def test_a_request_that_is_not_repeatable_has_an_unknown_outcome_after_a_failure(
+    trouble: ScriptedReply | Lost, method: str, options: dict[str, Any]
 ) -> None:
-    opened, wire = session(trouble)
+    opened, transport = session(trouble)
     async with opened:
         with pytest.raises(UnknownOutcome) as unknown:
             await opened.request(method, "/a/{id}", id="x", body={"password": "hidden"}, **options)
-    assert len(wire.asked) == 1
+    assert len(transport.requests) == 1
     assert (unknown.value.method, unknown.value.endpoint) == (method, "/a/{id}")
     assert "hidden" not in str(unknown.value)
 
 
-async def test_what_was_not_sent_is_sent_again_whatever_it_is() -> None:
-    opened, wire = session(UNSENT, Said())
+async def test_any_request_is_repeated_if_it_was_not_sent() -> None:
+    opened, transport = session(UNSENT, ScriptedReply())
     async with opened:
         await opened.request("POST", "/a")
-    assert len(wire.asked) == 2
+    assert len(transport.requests) == 2
 
 
-async def test_the_attempts_end() -> None:
-    opened, wire = session(LOST, LOST, LOST)
+async def test_a_request_fails_after_the_last_attempt() -> None:
+    opened, transport = session(LOST, LOST, LOST)
     async with opened:
         with pytest.raises(NoAnswer):
             await opened.request("GET", "/a")
-    assert len(wire.asked) == 3
+    assert len(transport.requests) == 3
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, NotFound), (409, Conflict)])
-async def test_a_refusal_is_the_error_of_its_status(status: int, error: type[Exception]) -> None:
-    opened, _ = session(Said(status, b'{"error": "the server\'s words"}'))
+async def test_an_error_status_raises_its_error(status: int, error: type[Exception]) -> None:
+    opened, _ = session(ScriptedReply(status, b'{"error": "the server\'s words"}'))
     async with opened:
         with pytest.raises(error, match=r"POST /a answered .*: the server's words"):
             await opened.request("POST", "/a")
 
 
-async def test_a_429_is_waited_out_and_is_no_doubt() -> None:
-    opened, wire = session(Said(429, headers={"Retry-After": "30"}), Said())
+async def test_any_request_is_repeated_after_the_wait_of_a_429() -> None:
+    opened, transport = session(ScriptedReply(429, headers={"Retry-After": "30"}), ScriptedReply())
     async with opened:
         began = asyncio.get_running_loop().time()
         await opened.request("POST", "/a")
         assert asyncio.get_running_loop().time() - began >= 30
-    assert len(wire.asked) == 2
+    assert len(transport.requests) == 2
 
 
-async def test_other_bodies_come_as_they_are() -> None:
+async def test_a_body_that_is_not_json_is_returned_unchanged() -> None:
     content = b"\xff\x00 not JSON"
-    opened, _ = session(Said(body=content, headers={"Content-Type": "application/octet-stream"}))
+    opened, _ = session(ScriptedReply(body=content, headers={"Content-Type": "application/octet-stream"}))
     async with opened:
         assert (await opened.request("GET", "/export.bin")).content == content
 
 
-async def test_bytes_are_json_already() -> None:
-    opened, wire = session(Said())
+async def test_a_body_of_bytes_is_sent_unchanged() -> None:
+    opened, transport = session(ScriptedReply())
     async with opened:
         await opened.request("POST", "/a", body=b'{"x": 1.0}')
-    assert wire.asked[0][2] == b'{"x": 1.0}'
+    assert transport.requests[0][2] == b'{"x": 1.0}'
 
 
-async def test_the_key_does_not_come_back() -> None:
+async def test_a_reply_does_not_contain_the_key() -> None:
     headers = {"Content-Type": JSON, "X-Echo": KEY}
-    opened, _ = session(Said(body=b'{"key": "' + KEY.encode() + b'"}', headers=headers))
+    opened, _ = session(ScriptedReply(body=b'{"key": "' + KEY.encode() + b'"}', headers=headers))
     async with opened:
         reply = await opened.request("GET", "/a")
     assert KEY not in str((reply.content, reply.headers))
 
 
-async def test_it_shares_the_budget_of_the_route_that_it_names() -> None:
+async def test_a_request_shares_the_budget_of_its_route() -> None:
     world = World(key=KEY, sources=SOURCES, schemas=SCHEMAS, seed=1)
-    wire = InProcess(world)
-    async with Session(KEY, BASE_URL, transport=wire, rng=Random(2)) as opened:
+    transport = InProcess(world)
+    async with Session(KEY, BASE_URL, transport=transport, rng=Random(2)) as opened:
         company = await opened.companies.create(name="A", source=SOURCE, external_id="acme")
         run = await company.imports.start(rows=[{"Email": "a@x.org"}])
         with opened.events.open(RequestSent) as events:
@@ -262,9 +268,9 @@ async def test_it_shares_the_budget_of_the_route_that_it_names() -> None:
 
 
 async def test_a_closed_session_sends_nothing() -> None:
-    opened, wire = session()
+    opened, transport = session()
     async with opened:
         opened.close()
         with pytest.raises(SessionClosed):
             await opened.request("GET", "/a")
-    assert not wire.asked
+    assert not transport.requests

@@ -1,4 +1,4 @@
-"""Every block of the README is true: commands and Python run, data is read, tables agree with the program."""
+"""Every block of the README is correct: commands and Python run, data is read, and tables match the program."""
 
 import asyncio
 import csv
@@ -36,13 +36,13 @@ def blocks(language: str) -> list[str]:
     return [text for found, text in BLOCKS if found == language]
 
 
-def test_nothing_is_left_untested() -> None:
+def test_the_tests_know_every_language_and_command_of_the_readme() -> None:
     assert {language for language, _ in BLOCKS} == {"bash", "text", "python", "csv"}
     assert {shlex.split(command)[0] for command in COMMANDS} == {"asyncmig", "export", "pytest"}
     assert README[: README.index("```python")].count("\n") + blocks("python")[0].count("\n") < 34
 
 
-def test_the_python_blocks_run_one_after_the_other(
+def test_the_python_blocks_run_in_order(
     redis_url: str,
     database_url: str,
     tmp_path: Path,
@@ -106,7 +106,7 @@ def command_of(name: str) -> str:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int | None:
-    """Run an `asyncmig` command of the README; None for the others. Real clocks run faster here."""
+    """Run an `asyncmig` command of the README with a faster clock. Return its exit code; None for other commands."""
     if command[0] != "asyncmig":
         return None
     faster = {"demo": ["--customers", "4", "--speed", "200"], "check": []}
@@ -122,7 +122,7 @@ def run_fast(main: Coroutine[object, object, None]) -> None:
         runner.run(main)
 
 
-def test_the_manifest_is_one(tmp_path: Path) -> None:
+def test_the_manifest_can_be_read(tmp_path: Path) -> None:
     (text,) = blocks("csv")
     for record in csv.DictReader(io.StringIO(text)):
         for file in record["files"].replace("*", "all").split(";"):
@@ -132,7 +132,7 @@ def test_the_manifest_is_one(tmp_path: Path) -> None:
     assert len(read_manifest(tmp_path / "customers.csv").customers) == 2
 
 
-def test_every_option_of_run_is_listed() -> None:
+def test_the_options_of_run_in_the_readme_exist() -> None:
     table = set(re.findall(r"^\| `[a-z_`, ]+ \| `(--[a-z-]+)", README, re.MULTILINE))
     help_text = subprocess.run(
         [sys.executable, "-m", "asyncmig", "run", "--help"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""A fleet of a generation whose runs are limited: what earlier processes left, and runs that wait for a person."""
+"""Fleets with a limited number of runs: runs of earlier processes, and runs that wait for a person."""
 
 import asyncio
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from asyncmig.migrations.routes import GENERATE
 from asyncmig.simulator import SCHEMAS, SOURCES, World
 
 pytestmark = pytest.mark.looptime
-SECONDS = 600.0
+RUN_SECONDS = 600.0
 
 
 class Record(msgspec.Struct):
@@ -43,13 +43,13 @@ class Record(msgspec.Struct):
 
 
 class Starts(generations.Generation):
-    """Starts one run for each customer; a run takes ten minutes, and those named `asks...` ask a person."""
+    """Starts one run for each customer. A run takes ten minutes, and waits for a person if its name is `asks...`."""
 
     name = "starts"
 
     def __init__(self) -> None:
         self.in_progress: set[str] = set()
-        self.most = 0
+        self.most_in_progress = 0
         self.answered: set[str] = set()
 
     @property
@@ -71,13 +71,13 @@ class Starts(generations.Generation):
             try:
                 async with context.gate(GENERATE).slot(order=1, run=run) as slot:
                     self.in_progress.add(run)
-                    self.most = max(self.most, len(self.in_progress))
+                    self.most_in_progress = max(self.most_in_progress, len(self.in_progress))
                     slot.answered(200)
             except NoRunSlot as error:
                 return pending(spec, str(error), "no_run_slot")
             await claim.write("started", b"", msgspec.json.encode(Record(running=True)))
         context.runs.seen(run)
-        await asyncio.sleep(SECONDS)
+        await asyncio.sleep(RUN_SECONDS)
         if spec.external_id.startswith("asks") and run not in self.answered:
             context.runs.waits_for_person(run, lambda: self.look(context, run))
             await claim.write("parked", b"", msgspec.json.encode(Record(running=True, parked=True)))
@@ -146,7 +146,7 @@ async def run(
         return [outcome async for outcome in fleet.run(specs)]
 
 
-async def test_runs_of_an_earlier_process_hold_their_slots_also_of_customers_that_are_not_submitted(
+async def test_runs_of_an_earlier_process_hold_slots_although_their_customers_are_not_submitted(
     starts: Starts, specs: dict[str, Spec], tmp_path: Path
 ) -> None:
     journal, loop = MemoryJournal(), asyncio.get_running_loop()
@@ -155,39 +155,39 @@ async def test_runs_of_an_earlier_process_hold_their_slots_also_of_customers_tha
             await claim.write("started", b"", msgspec.json.encode(Record(running=True)))
     async with session() as opened:
         work = asyncio.create_task(run(opened, journal, tmp_path / "out", [specs["x"]]))
-        await asyncio.sleep(3 * SECONDS)
+        await asyncio.sleep(3 * RUN_SECONDS)
         assert starts.in_progress == set()
         opened._context.runs.left("run of b")
         (outcome,) = await work
         assert isinstance(outcome, Delivered)
-        assert loop.time() == pytest.approx(4 * SECONDS, abs=5.0)
+        assert loop.time() == pytest.approx(4 * RUN_SECONDS, abs=5.0)
 
 
-async def test_a_fleet_that_returns_leaves_those_pending_for_whom_there_is_no_run_slot(
+async def test_a_fleet_that_returns_leaves_customers_without_a_run_slot_pending(
     starts: Starts, specs: dict[str, Spec], tmp_path: Path
 ) -> None:
-    journal, told = MemoryJournal(), list[RunSlotsBlocked]()
-    for _ in range(2):  # the second process learns from the journal which runs wait
+    journal, blocked = MemoryJournal(), list[RunSlotsBlocked]()
+    for _ in range(2):  # the second process reads from the journal which runs wait
         async with session() as opened:
             with opened.events.open(RunSlotsBlocked) as events:
                 outcomes = await run(
                     opened, journal, tmp_path / "out", list(specs.values()), when_no_run_slot="return"
                 )
-            told += [each async for each in events]
+            blocked += [each async for each in events]
             statistics = opened.run_slots()
         assert sorted(type(each).__name__ for each in outcomes) == ["Parked"] * 3 + ["Pending"] * 2
         assert {each.reason for each in outcomes if isinstance(each, Pending)} == {"no_run_slot"}
         assert len(statistics.waits_for_person) == 3
-    assert [len(event.runs) for event in told] == [3, 3]
-    assert starts.most == 3
+    assert [len(event.runs) for event in blocked] == [3, 3]
+    assert starts.most_in_progress == 3
 
 
-async def test_a_fleet_of_a_service_waits_until_a_person_has_answered(
+async def test_a_fleet_waits_for_a_run_slot_until_a_person_has_answered(
     starts: Starts, specs: dict[str, Spec], tmp_path: Path
 ) -> None:
     journal, loop = MemoryJournal(), asyncio.get_running_loop()
-    loop.call_later(5 * SECONDS, starts.answered.add, "run of asks-2")
+    loop.call_later(5 * RUN_SECONDS, starts.answered.add, "run of asks-2")
     async with session() as opened:
         outcomes = await run(opened, journal, tmp_path / "out", list(specs.values()))
     assert sorted(type(each).__name__ for each in outcomes) == ["Delivered"] * 2 + ["Parked"] * 3
-    assert loop.time() < 8.6 * SECONDS  # it looks at least every five minutes
+    assert loop.time() < 8.6 * RUN_SECONDS  # the fleet checks at least every five minutes

@@ -1,4 +1,4 @@
-"""The guide's FastAPI service: two instances on one journal, stopped and killed; the simulator's ledger judges."""
+"""The guide's FastAPI service. Instances that share a journal are stopped and killed; the ledger has no faults."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ REPEATED = HEADER + b"p@example.com,Ada,L\n" * 5
 
 
 class Instance:
-    """One process of the service, and what a client asks it."""
+    """One process of the service, and the requests of a client."""
 
     def __init__(self, farm: Farm, folder: Path, client: aiohttp.ClientSession) -> None:
         self._client = client
@@ -48,15 +48,15 @@ class Instance:
             text=True,
         )
 
-    async def begin(self) -> "Instance":
-        """Wait until it serves."""
+    async def wait_until_ready(self) -> "Instance":
+        """Wait until the process answers requests."""
         assert self.process.stdout is not None
         port = await asyncio.to_thread(self.process.stdout.readline)
         self.url = f"http://127.0.0.1:{int(port)}"
-        assert await self.ask("GET", "/health") == (200, None)
+        assert await self.request("GET", "/health") == (200, None)
         return self
 
-    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    async def request(self, method: str, path: str, **options: Any) -> tuple[int, Any]:
         async with self._client.request(method, self.url + path, **options) as answer:
             return answer.status, await answer.json(content_type=None)
 
@@ -64,11 +64,11 @@ class Instance:
         form = aiohttp.FormData()
         form.add_field("files", content, filename="contacts.csv")
         query = {"name": f"{customer} Inc", "source": "HubSpot"}
-        status, _ = await self.ask("PUT", f"/customers/{customer}", params=query, data=form)
+        status, _ = await self.request("PUT", f"/customers/{customer}", params=query, data=form)
         return status
 
     async def events(self, customer: str) -> list[Any]:
-        """Follow a customer to its outcome."""
+        """Return the events of a customer up to its outcome."""
         async with self._client.get(f"{self.url}/customers/{customer}/events") as answer:
             lines = [line async for line in answer.content if line.strip()]
         return [json.loads(line.removeprefix(b"data: ")) for line in lines]
@@ -83,14 +83,14 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         yield client
 
 
-async def imports(farm: Farm, count: int) -> None:
+async def wait_for_imports(farm: Farm, count: int) -> None:
     async with asyncio.timeout(100):
-        while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
+        while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - the simulator is another process
             await asyncio.sleep(0.1)
 
 
 @pytest.mark.timeout(300)
-async def test_instances_that_are_stopped_and_killed_lose_nothing_and_repeat_nothing(
+async def test_instances_that_are_stopped_and_killed_lose_and_repeat_no_migration(
     tmp_path: Path, client: aiohttp.ClientSession
 ) -> None:
     first_ids, second_ids = ["acme", "bolt", "coda"], ["dora", "emil", "fred"]
@@ -99,42 +99,45 @@ async def test_instances_that_are_stopped_and_killed_lose_nothing_and_repeat_not
 
         async def start() -> Instance:
             instances.append(Instance(farm, tmp_path, client))
-            return await instances[-1].begin()
+            return await instances[-1].wait_until_ready()
 
         try:
             first = await start()
             posts = [first.put(each, CLEAN) for each in first_ids for _ in range(7)]
             assert set(await asyncio.gather(*posts)) == {202}
-            await imports(farm, 3)
-            second = await start()  # a rolling deployment: it waits for the customers of the first
+            await wait_for_imports(farm, 3)
+            second = await start()  # a rolling deployment: the first instance still holds its customers
             first.process.terminate()
             await asyncio.to_thread(first.process.wait, 20)
             assert [await second.put(each, REPEATED) for each in second_ids] == [202] * 3
-            await imports(farm, 6)
+            await wait_for_imports(farm, 6)
             second.process.kill()
             third = await start()
             outcomes = await asyncio.gather(*map(third.outcome, first_ids + second_ids))
             assert outcomes == ["delivered"] * 3 + ["parked"] * 3
             for each in second_ids:
-                _, asked = await third.ask("GET", f"/customers/{each}/questions")
-                query = {"approve": "true", "shown": asked["shown"]}
-                assert await third.ask("POST", f"/customers/{each}/decision", params=query) == (200, "sent")
+                _, questions = await third.request("GET", f"/customers/{each}/questions")
+                query = {"approve": "true", "shown": questions["shown"]}
+                assert await third.request("POST", f"/customers/{each}/decision", params=query) == (
+                    200,
+                    "sent",
+                )
             assert await asyncio.gather(*map(third.outcome, second_ids)) == ["delivered"] * 3
             async with client.get(f"{third.url}/customers/dora/files/Contacts") as answer:
                 assert len((await answer.text()).splitlines()) == 2
             async with client.get(f"{third.url}/metrics") as answer:
                 assert 'asyncmig_customers{outcome="delivered"} 6' in (await answer.text()).splitlines()
-            told = farm.verdict()
+            verdict = farm.verdict()
         finally:
             for each in instances:
                 each.process.kill()
                 each.process.communicate()
-    faults = {name: told[name] for name in ("duplicate_imports", "duplicate_companies", "lost_companies")}
-    faults |= {name: told[name] for name in ("over_the_limit", "unaccounted", "malformed", "key_leaks")}
+    faults = {name: verdict[name] for name in ("duplicate_imports", "duplicate_companies", "lost_companies")}
+    faults |= {name: verdict[name] for name in ("over_the_limit", "unaccounted", "malformed", "key_leaks")}
     assert not any(faults.values()), faults
 
 
-def test_the_tests_of_the_service_pass(pytester: pytest.Pytester) -> None:
+def test_the_guides_tests_of_the_service_pass(pytester: pytest.Pytester) -> None:
     pytester.makeconftest('pytest_plugins = ["asyncmig.pytest_plugin"]')
     pytester.makepyfile(service=documents.SERVICE, test_service=documents.SERVICE_TESTS)
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
@@ -142,8 +145,8 @@ def test_the_tests_of_the_service_pass(pytester: pytest.Pytester) -> None:
 
 
 @pytest.fixture
-async def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    """The README's core of the service, with a simulated account."""
+async def readme_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of the README's service, which uses a simulated account."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (block,) = [each for each in documents.README.blocks("python") if "FastAPI(" in each]
@@ -159,8 +162,8 @@ async def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
                 yield client
 
 
-async def test_the_core_in_the_readme_migrates_and_reads_no_file_but_uploads(
-    core: httpx.AsyncClient, tmp_path: Path
+async def test_the_service_in_the_readme_migrates_and_reads_only_uploaded_files(
+    readme_client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     (tmp_path / "uploads/acme").mkdir(parents=True)
     (tmp_path / "secret.csv").write_bytes(CLEAN)
@@ -168,12 +171,16 @@ async def test_the_core_in_the_readme_migrates_and_reads_no_file_but_uploads(
     (tmp_path / "uploads/acme/link.csv").symlink_to(tmp_path / "secret.csv")
     query = {"name": "Acme", "source": "HubSpot"}
     for file in ("../../secret.csv", "/etc/passwd", "link.csv", "none.csv"):
-        assert (await core.put("/customers/acme", params={**query, "file": file})).status_code == 400
-    assert (await core.get("/customers/acme")).status_code == 404
-    assert (await core.put("/customers/acme", params={**query, "file": "contacts.csv"})).status_code == 202
-    events = (await core.get("/customers/acme/events")).text.strip().split("\n\n")
+        assert (await readme_client.put("/customers/acme", params={**query, "file": file})).status_code == 400
+    assert (await readme_client.get("/customers/acme")).status_code == 404
+    assert (
+        await readme_client.put("/customers/acme", params={**query, "file": "contacts.csv"})
+    ).status_code == 202
+    events = (await readme_client.get("/customers/acme/events")).text.strip().split("\n\n")
     assert json.loads(events[-1].removeprefix("data: "))["outcome"] == "delivered"
-    assert (await core.get("/customers/acme")).json() == json.loads(events[-1].removeprefix("data: "))
+    assert (await readme_client.get("/customers/acme")).json() == json.loads(
+        events[-1].removeprefix("data: ")
+    )
 
 
 @pytest.mark.parametrize(("name", "kept"), [("../../../secret.csv", "secret.csv"), ("..", ""), ("a/.", "a")])

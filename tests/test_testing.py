@@ -1,4 +1,4 @@
-"""What a user's own tests get: a simulated account, a session with it, and a plugin that nobody has to load."""
+"""`asyncmig.testing` and the pytest plugin: a simulated account, and a session with it."""
 
 import re
 import subprocess
@@ -34,33 +34,33 @@ ROWS = [{"Email": "ada@example.com", "First Name": "Ada", "Last Name": "Lovelace
 
 
 async def onboard(session: Session, external_id: str) -> str:
-    """Stand for a user's service."""
+    """Create a company and import its rows, as a user's service does."""
     source = (await session.companies.sources())[0]
     company = await session.companies.create(name=external_id, source=source.id, external_id=external_id)
     run = await company.imports.start(rows=ROWS)
     return (await run.wait()).status
 
 
-async def story(**options: object) -> Simulator:
+async def simulate(**options: object) -> Simulator:
     simulator = Simulator(**options)  # type: ignore[arg-type]
     async with simulator.session() as session:
         await onboard(session, "acme")
     return simulator
 
 
-def told(simulator: Simulator) -> list[tuple[float, str, int]]:
-    """Return what the server saw, and how long after the first request."""
+def requests_to(simulator: Simulator) -> list[tuple[float, str, int]]:
+    """Return the requests to the server: seconds after the first request, endpoint and status."""
     first, *_ = entries = simulator.ledger.entries
     return [(round(entry.at - first.at, 6), entry.endpoint, entry.status) for entry in entries]
 
 
-async def test_the_same_seed_is_the_same_story() -> None:
-    one, same, other = [await story(seed=seed, faults={"500-before": 0.3}) for seed in (3, 3, 4)]
-    assert told(one) == told(same) != told(other)
+async def test_the_same_seed_gives_the_same_requests() -> None:
+    one, same, other = [await simulate(seed=seed, faults={"500-before": 0.3}) for seed in (3, 3, 4)]
+    assert requests_to(one) == requests_to(same) != requests_to(other)
 
 
 @pytest.mark.asyncmig_simulator(pace=RunDurations(queued=0.0, base=7000.0, sigma=0.0))
-async def test_the_marker_says_how_the_account_behaves(
+async def test_the_marker_configures_the_simulated_account(
     asyncmig_simulator: Simulator, asyncmig_session: Session, looptime: float
 ) -> None:
     async with asyncmig_session as session:
@@ -74,21 +74,23 @@ async def test_the_marker_says_how_the_account_behaves(
 @pytest.mark.asyncmig_simulator(variants=Variants(catalogue=False), seed=1)
 class TestMarkers:
     @pytest.mark.asyncmig_simulator(seed=2)
-    def test_add_up_and_the_closest_wins(self, asyncmig_simulator: Simulator) -> None:
+    def test_options_of_all_markers_apply_and_the_closest_marker_wins(
+        self, asyncmig_simulator: Simulator
+    ) -> None:
         assert not asyncmig_simulator.world.variants.catalogue
         assert repr(asyncmig_simulator.world.rng.random()) == repr(Simulator(seed=2).world.rng.random())
 
 
-async def test_faults_are_shares_or_a_plan() -> None:
+async def test_faults_are_rates_or_a_plan() -> None:
     plan = Faults(script={("POST /companies", 1): Fault(lost_after=True)})
     with pytest.raises(UnknownOutcome):
-        await story(faults=plan)
+        await simulate(faults=plan)
     with pytest.raises(ValueError, match="unknown fault"):
         Simulator(faults={"no such": 1.0})
 
 
 @pytest.mark.looptime(noop_cycles=42)
-async def test_the_same_account_is_served_to_who_makes_a_session_of_their_own() -> None:
+async def test_the_account_can_be_served_over_http() -> None:
     simulator = Simulator()
     async with simulator.session() as session:
         await onboard(session, "acme")
@@ -97,7 +99,7 @@ async def test_the_same_account_is_served_to_who_makes_a_session_of_their_own() 
     assert {simulator.world.workbook(each).external_id for each in ("acme", "bolt")} == {"acme", "bolt"}
 
 
-async def test_a_session_with_other_options_takes_the_transport() -> None:
+async def test_a_session_with_other_options_can_use_the_transport() -> None:
     simulator = Simulator(faults={"500-before": 1.0})
     retry = RetryPolicy(attempts=2)
     async with Session(
@@ -108,8 +110,8 @@ async def test_a_session_with_other_options_takes_the_transport() -> None:
     assert len(simulator.transport.sent) == 2
 
 
-async def test_what_was_imported_can_be_sent_as_webhooks() -> None:
-    simulator = await story()
+async def test_imported_rows_can_be_sent_as_webhooks() -> None:
+    simulator = await simulate()
     workbook = simulator.world.workbook("acme")
     assert (workbook.company_name, workbook.external_id) == ("acme", "acme")
     assert [len(table.rows) for table in workbook.tables if table.name == "Contacts"] == [1]
@@ -118,14 +120,14 @@ async def test_what_was_imported_can_be_sent_as_webhooks() -> None:
         simulator.world.workbook("nobody")
 
 
-def test_who_does_not_load_the_plugin_pays_nothing() -> None:
+def test_the_plugin_is_not_loaded_by_default() -> None:
     assert not [entry for entry in distribution("asyncmig").entry_points if entry.group == "pytest11"]
     code = "import asyncmig, sys; print({'pytest', 'asyncmig.simulator', 'asyncmig.webhooks'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"
 
 
-def test_the_fixtures_go_with_plain_functions(pytester: pytest.Pytester) -> None:
+def test_the_fixtures_can_be_used_in_plain_functions(pytester: pytest.Pytester) -> None:
     pytester.makeconftest('pytest_plugins = ["asyncmig.pytest_plugin"]')
     pytester.makepyfile(
         """
@@ -161,7 +163,7 @@ BAD_OPTIONS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
-def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
+def test_invalid_options_of_a_simulator_are_refused(options: dict[str, object]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=name.removesuffix("s")):
         Simulator(**options)  # type: ignore[arg-type]
@@ -183,14 +185,14 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
     ],
     ids=str,
 )
-def test_a_variant_that_no_server_has_is_refused(options: dict[str, object]) -> None:
+def test_invalid_variants_are_refused(options: dict[str, object]) -> None:
     (name,) = options
     with pytest.raises(ValueError, match=name):
         Variants(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), "10", None])
-def test_a_limit_or_a_pace_below_nothing_is_refused(limit: object) -> None:
+def test_an_invalid_limit_or_pace_is_refused(limit: object) -> None:
     for make in (SlidingLog, FixedWindow, SlidingCounter, partial(TokenBucket, burst=1)):
         with pytest.raises(ValueError, match="limit"):
             make(limit)  # type: ignore[arg-type]
@@ -201,7 +203,7 @@ def test_a_limit_or_a_pace_below_nothing_is_refused(limit: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mark", "words"),
+    ("mark", "message"),
     [
         ("7", "give the options by name"),
         ("faults={'500-before': 2}", "must be a number from 0 to 1"),
@@ -210,7 +212,9 @@ def test_a_limit_or_a_pace_below_nothing_is_refused(limit: object) -> None:
         ("sead=1", "sead"),
     ],
 )
-def test_a_marker_that_cannot_be_meant_is_an_error(pytester: pytest.Pytester, mark: str, words: str) -> None:
+def test_a_marker_with_invalid_options_is_an_error(
+    pytester: pytest.Pytester, mark: str, message: str
+) -> None:
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     pytester.makeconftest('pytest_plugins = ["asyncmig.pytest_plugin"]')
     pytester.makepyfile(
@@ -218,7 +222,7 @@ def test_a_marker_that_cannot_be_meant_is_an_error(pytester: pytest.Pytester, ma
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([f"*{words}*"])
+    result.stdout.fnmatch_lines([f"*{message}*"])
 
 
 async def migrated(simulator: Simulator, folder: Path, external_id: str, **options: Any) -> Outcome:
@@ -267,7 +271,7 @@ async def test_a_scripted_customer_fails_and_others_do_not(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("customers", [{"acme": "parks"}, {"acme": None}], ids=str)
-def test_a_script_of_another_kind_is_refused(customers: Any) -> None:
+def test_an_invalid_script_of_a_customer_is_refused(customers: Any) -> None:
     with pytest.raises(ValueError, match="acme"):
         Simulator(customers=customers)
     for questions in ((), (3,)):
@@ -275,7 +279,7 @@ def test_a_script_of_another_kind_is_refused(customers: Any) -> None:
             Parks(*questions)  # type: ignore[arg-type]
 
 
-async def test_a_verdict_is_words() -> None:
+async def test_the_text_of_a_verdict_names_its_faults() -> None:
     simulator = Simulator()
     async with simulator.session() as session:
         source = (await session.companies.sources())[0].id

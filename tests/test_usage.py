@@ -1,4 +1,4 @@
-"""Use in the wrong place: each is refused with what to write instead, and nothing is sent."""
+"""Use at the wrong time or on the wrong loop is refused with a hint, and no request is sent."""
 
 import asyncio
 import pickle
@@ -18,15 +18,15 @@ SPEC = Spec(external_id="acme", name="Acme", source=next(iter(SOURCES)), files=(
 
 
 @pytest.fixture
-def wire() -> InProcess:
+def transport() -> InProcess:
     return InProcess(
         World(key=KEY, sources=SOURCES, schemas=SCHEMAS, pace=RunDurations(sigma=0.0)), latency=0.0
     )
 
 
 @pytest.fixture
-def session(wire: InProcess) -> Session:
-    return Session(KEY, BASE_URL, transport=wire)
+def session(transport: InProcess) -> Session:
+    return Session(KEY, BASE_URL, transport=transport)
 
 
 async def call(session: Session) -> object:
@@ -59,26 +59,26 @@ USES = [call, request, watch, upload, fleet, check]
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_a_session_is_opened_first(session: Session, wire: InProcess, use: Use) -> None:
+async def test_a_session_that_is_not_open_is_refused(
+    session: Session, transport: InProcess, use: Use
+) -> None:
     with pytest.raises(UsageError, match=r"not open yet: .*`async with Session\(\.\.\.\) as session:`"):
         await use(session)
-    assert wire.sent == []
+    assert transport.sent == []
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_a_session_that_was_left_says_so(session: Session, wire: InProcess, use: Use) -> None:
+async def test_a_session_that_was_left_is_refused(session: Session, transport: InProcess, use: Use) -> None:
     async with session:
         pass
     with pytest.raises(SessionClosed, match="open a new one"):
         await use(session)
-    assert wire.sent == []
+    assert transport.sent == []
 
 
 @pytest.mark.parametrize("use", USES)
-async def test_a_session_is_used_on_the_loop_that_entered_it(
-    session: Session, wire: InProcess, use: Use
-) -> None:
-    def elsewhere() -> None:
+async def test_a_session_is_refused_on_another_loop(session: Session, transport: InProcess, use: Use) -> None:
+    def run_in_thread() -> None:
         try:
             asyncio.run(use(session))
         except UsageError as error:
@@ -86,26 +86,26 @@ async def test_a_session_is_used_on_the_loop_that_entered_it(
 
     raised: list[UsageError] = []
     async with session:
-        thread = Thread(target=elsewhere)
+        thread = Thread(target=run_in_thread)
         thread.start()
         await asyncio.to_thread(thread.join)
     assert len(raised) == 1
     assert "run_coroutine_threadsafe" in str(raised[0])
-    assert wire.sent == []
+    assert transport.sent == []
     assert str(pickle.loads(pickle.dumps(raised[0]))) == str(raised[0])
 
 
-async def test_the_way_that_it_says_works(session: Session) -> None:
+async def test_run_coroutine_threadsafe_works_as_the_error_suggests(session: Session) -> None:
     async with session:
         loop = asyncio.get_running_loop()
 
-        def elsewhere() -> int:
+        def run_in_thread() -> int:
             return len(asyncio.run_coroutine_threadsafe(session.companies.sources(), loop).result())
 
-        assert await asyncio.to_thread(elsewhere) == len(SOURCES)
+        assert await asyncio.to_thread(run_in_thread) == len(SOURCES)
 
 
-def test_a_session_made_outside_of_any_loop_may_be_entered_in_one(session: Session) -> None:
+def test_a_session_can_be_created_outside_of_a_loop(session: Session) -> None:
     async def main() -> int:
         async with session:
             return len(await session.companies.sources())
@@ -115,7 +115,7 @@ def test_a_session_made_outside_of_any_loop_may_be_entered_in_one(session: Sessi
         asyncio.run(session.companies.sources())
 
 
-async def test_a_session_is_entered_once(session: Session) -> None:
+async def test_a_session_can_be_entered_only_once(session: Session) -> None:
     async with session:
         with pytest.raises(UsageError, match="a new Session"):
             async with session:
@@ -126,14 +126,14 @@ async def test_a_session_is_entered_once(session: Session) -> None:
             raise AssertionError
 
 
-def test_a_session_is_not_used_with_with(session: Session) -> None:
+def test_a_session_and_a_fleet_refuse_with_instead_of_async_with(session: Session) -> None:
     with pytest.raises(UsageError, match="`async with`, not `with`"), session:  # type: ignore[attr-defined]
         raise AssertionError
     with pytest.raises(UsageError, match="a Fleet is used"), Fleet(session, journal=MemoryJournal()):  # type: ignore[attr-defined]
         raise AssertionError
 
 
-def test_no_loop_at_all_is_told(session: Session) -> None:
+def test_use_without_a_running_loop_is_refused(session: Session) -> None:
     for use in (session.check_open, lambda: session.watch("run", "company")):
         with pytest.raises(UsageError, match=r"asyncio\.run\(main\(\)\)"):
             use()
@@ -141,7 +141,7 @@ def test_no_loop_at_all_is_told(session: Session) -> None:
         session.companies.sources().send(None)
 
 
-async def test_a_run_is_not_waited_for_on_another_loop(session: Session) -> None:
+async def test_waiting_for_a_run_on_another_loop_is_refused(session: Session) -> None:
     async def wait() -> None:
         with pytest.raises(UsageError, match="another event loop"):
             await run.wait()
@@ -151,7 +151,7 @@ async def test_a_run_is_not_waited_for_on_another_loop(session: Session) -> None
         await asyncio.to_thread(lambda: asyncio.run(wait()))
 
 
-def test_a_gate_stays_on_its_loop() -> None:
+def test_a_gate_is_refused_on_another_loop_and_without_asyncio() -> None:
     async def take() -> None:
         async with gate.slot() as slot:
             slot.answered(200)
@@ -161,10 +161,10 @@ def test_a_gate_stays_on_its_loop() -> None:
     with pytest.raises(UsageError, match="this Gate belongs to another event loop"):
         asyncio.run(take())
     with pytest.raises(UsageError, match="a Gate is used inside a coroutine that asyncio runs"):
-        take().send(None)  # as another library than asyncio runs it
+        take().send(None)  # as a library other than asyncio would run it
 
 
-async def test_a_fleet_is_used_inside_its_block(session: Session) -> None:
+async def test_a_fleet_is_refused_outside_of_its_block(session: Session) -> None:
     async with session:
         driven = Fleet(session, journal=MemoryJournal())
         for when in ("not open yet", "was left"):
@@ -183,7 +183,7 @@ async def test_a_fleet_is_used_inside_its_block(session: Session) -> None:
         assert await session.companies.sources()
 
 
-async def test_a_fleet_stays_on_its_loop(session: Session) -> None:
+async def test_a_fleet_is_refused_on_another_loop(session: Session) -> None:
     async def submit() -> None:
         with pytest.raises(UsageError, match="this Fleet belongs to another event loop"):
             driven.submit(SPEC)

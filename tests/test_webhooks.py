@@ -1,4 +1,4 @@
-"""Webhooks: who signed them, what they say, and whole exports out of batches in any order."""
+"""Webhooks: signatures, payloads, and the reassembly of exports from batches in any order."""
 
 import pickle
 from base64 import b64encode
@@ -34,7 +34,7 @@ BODY = b'{"version": "1.0"}'
 
 
 def signed(body: bytes = BODY, *, at: float = NOW, secret: str = SECRET, **headers: str) -> dict[str, str]:
-    """Return headers as the `svix` package makes them."""
+    """Return headers as the `svix` package creates them."""
     signature = Svix(secret).sign("msg_1", datetime.fromtimestamp(int(at), UTC), body.decode())
     made = {"svix-id": "msg_1", "svix-timestamp": str(int(at)), "svix-signature": signature}
     return made | {name.replace("_", "-"): value for name, value in headers.items()}
@@ -50,17 +50,17 @@ def signed(body: bytes = BODY, *, at: float = NOW, secret: str = SECRET, **heade
     at=st.integers(0, 4_000_000_000),
     off=st.integers(-300, 300),
 )
-def test_what_svix_signs_is_accepted(body: bytes, key: bytes, at: int, off: int) -> None:
+def test_a_signature_by_svix_is_accepted(body: bytes, key: bytes, at: int, off: int) -> None:
     secret = "whsec_" + b64encode(key).decode()
     assert verify(body, signed(body, at=at, secret=secret), secret, now=at + off) == "msg_1"
 
 
-@pytest.mark.parametrize("agreed", [True, False])
-def test_svix_says_the_same_of_a_signature(agreed: bool) -> None:
-    now = datetime.now(UTC).timestamp()  # svix reads the clock by itself
+@pytest.mark.parametrize("valid", [True, False])
+def test_svix_accepts_and_refuses_the_same_signatures(valid: bool) -> None:
+    now = datetime.now(UTC).timestamp()  # svix uses the system clock
     headers = signed(at=now)
-    body = BODY if agreed else BODY + b" "
-    if agreed:
+    body = BODY if valid else BODY + b" "
+    if valid:
         Svix(SECRET).verify(body, headers)
         verify(body, headers, SECRET, now=now)
     else:
@@ -71,29 +71,29 @@ def test_svix_says_the_same_of_a_signature(agreed: bool) -> None:
 
 
 @pytest.mark.parametrize("off", [-300.0, 300.0])
-def test_five_minutes_are_allowed_either_way(off: float) -> None:
+def test_a_timestamp_may_differ_by_five_minutes(off: float) -> None:
     verify(BODY, signed(), SECRET, now=NOW + off)
 
 
 @pytest.mark.parametrize(("off", "word"), [(-301.0, "ahead"), (300.5, "ago"), (1e9, "ago")])
-def test_more_than_five_minutes_are_refused(off: float, word: str) -> None:
+def test_a_timestamp_that_differs_by_more_than_five_minutes_is_refused(off: float, word: str) -> None:
     with pytest.raises(WebhookRefused, match=rf"svix-timestamp .*{word}"):
         verify(BODY, signed(), SECRET, now=NOW + off)
 
 
 @pytest.mark.parametrize("secrets", [SECRET, [OTHER, SECRET], (SECRET, OTHER), iter([SECRET])])
-def test_any_of_several_secrets_will_do(secrets: str | Iterable[str]) -> None:
+def test_one_of_several_secrets_must_match(secrets: str | Iterable[str]) -> None:
     verify(BODY, signed(), secrets, now=NOW)
 
 
 @pytest.mark.parametrize("before", ["v1,AAAA ", "v1a,x v2,y ", "nonsense v1, , v1 "])
-def test_any_of_several_signatures_will_do(before: str) -> None:
+def test_one_of_several_signatures_must_match(before: str) -> None:
     headers = signed()
     headers["svix-signature"] = before + headers["svix-signature"] + " v1,zzz"
     verify(BODY, headers, SECRET, now=NOW)
 
 
-def test_header_names_come_in_any_case() -> None:
+def test_header_names_are_case_insensitive() -> None:
     verify(BODY, {name.title(): value for name, value in signed().items()}, SECRET, now=NOW)
 
 
@@ -117,27 +117,27 @@ def test_header_names_come_in_any_case() -> None:
     ],
     ids=repr,
 )
-def test_headers_that_are_wrong_are_refused_and_the_secret_stays_secret(wrong: Mapping[str, str]) -> None:
+def test_wrong_headers_are_refused_by_an_error_without_the_secret(wrong: Mapping[str, str]) -> None:
     with pytest.raises(WebhookRefused, match=r"^svix-(id|timestamp|signature) ") as caught:
         verify(BODY, signed(**wrong), SECRET, now=NOW)
     assert SECRET.removeprefix("whsec_") not in repr(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_a_header_that_comes_twice_is_refused_whichever_is_right() -> None:
+def test_a_header_with_two_values_is_refused() -> None:
     for name, value in signed().items():
         with pytest.raises(WebhookRefused, match=f"^{name} occurs more than once"):
             verify(BODY, {**signed(), name.upper(): value + "0"}, SECRET, now=NOW)
         verify(BODY, {**signed(), name.upper(): value}, SECRET, now=NOW)
 
 
-def test_only_plain_digits_are_a_timestamp() -> None:
+def test_a_timestamp_with_other_digits_than_ascii_is_refused() -> None:
     with pytest.raises(WebhookRefused, match=r"^svix-timestamp is not a number"):
         verify(BODY, signed(svix_timestamp="١٧٥٠٠٠٠٠٠٠"), SECRET, now=NOW)
 
 
 @pytest.mark.parametrize("name", ["svix-id", "svix-timestamp", "svix-signature"])
-def test_a_header_that_is_missing_is_named(name: str) -> None:
+def test_the_error_of_a_missing_header_names_it(name: str) -> None:
     headers = signed()
     del headers[name]
     with pytest.raises(WebhookRefused, match=f"^{name} is missing"):
@@ -145,14 +145,14 @@ def test_a_header_that_is_missing_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_***", "bm90IHByZWZpeGVk", "whsec_Zoë", "whsec_a"])
-def test_a_secret_that_is_none_is_told_without_it(secret: str) -> None:
+def test_an_invalid_secret_is_refused_by_an_error_without_the_secret(secret: str) -> None:
     with pytest.raises(InvalidInput, match=r"secret='\*\*\*'") as caught:
         verify(BODY, signed(), secret, now=NOW)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_no_secret_and_a_parsed_body_are_bad_input() -> None:
+def test_an_empty_list_of_secrets_and_a_decoded_body_are_refused() -> None:
     with pytest.raises(InvalidInput, match="secrets"):
         verify(BODY, signed(), [], now=NOW)
     with pytest.raises(InvalidInput, match="raw bytes"):
@@ -215,7 +215,7 @@ def batch(payload: object) -> Batch:
     return event
 
 
-def test_a_flat_batch_says_all_that_is_documented() -> None:
+def test_a_flat_batch_has_all_documented_fields() -> None:
     got = batch(FLAT)
     assert got == Batch(
         message_id="msg_1",
@@ -268,13 +268,13 @@ def test_a_batch_that_is_not_strict_json_is_read(was: bytes, written: bytes) -> 
 
 
 @pytest.mark.parametrize("field", ["batch", "sheets", "data"])
-def test_rows_that_are_nested_too_deeply_are_refused_and_not_left_out(field: str) -> None:
+def test_rows_that_are_nested_too_deeply_are_refused_and_not_omitted(field: str) -> None:
     body = encoded({**FLAT, field: "..."}).replace(b'"..."', b"[" * 100_000 + b"]" * 100_000)
     with pytest.raises(WebhookRefused, match=rf"too deeply nested in \$\.{field}"):
         decode(body)
 
 
-def test_a_nested_batch_says_all_that_is_documented() -> None:
+def test_a_nested_batch_has_all_documented_fields() -> None:
     got = batch(NESTED)
     deal = Row(values={"Title": "Big"}, errors=("too big",), index=3)
     contact = Row(values={"Email": "a@x.org"}, index=0, children={"Deals": (deal,)})
@@ -305,7 +305,7 @@ def test_a_verified_body_is_decoded() -> None:
     ],
     ids=repr,
 )
-def test_a_later_version_of_the_frame_is_understood(later: dict[str, object]) -> None:
+def test_a_batch_with_fields_of_a_later_version_is_decoded(later: dict[str, object]) -> None:
     got = batch({**FLAT, **later})
     assert (got.export_id, got.index, got.total) == ("x", 1, 2)
     assert got.sheets == batch(FLAT).sheets
@@ -322,13 +322,13 @@ def test_a_later_version_of_the_frame_is_understood(later: dict[str, object]) ->
     ],
     ids=repr,
 )
-def test_cells_and_what_is_said_of_them_are_told_apart(row: dict[str, object], meant: Row) -> None:
+def test_cells_are_distinguished_from_the_metadata_of_a_row(row: dict[str, object], meant: Row) -> None:
     (sheet,) = batch({**FLAT, "sheets": [{"data": [row]}]}).sheets
     assert sheet.rows == (meant,)
 
 
 @pytest.mark.parametrize("empty", [{"sheets": None}, {"sheets": []}, {"sheets": [{"id": "s", "data": None}]}])
-def test_a_batch_without_rows_is_one(empty: dict[str, object]) -> None:
+def test_a_batch_without_rows_is_decoded(empty: dict[str, object]) -> None:
     assert not any(sheet.rows for sheet in batch({**FLAT, **empty}).sheets)
 
 
@@ -341,7 +341,7 @@ def test_a_batch_without_rows_is_one(empty: dict[str, object]) -> None:
     ],
     ids=repr,
 )
-def test_an_event_that_nobody_knows_is_passed_on(payload: dict[str, object]) -> None:
+def test_an_unknown_event_is_decoded_as_another_event(payload: dict[str, object]) -> None:
     event = decode(encoded(payload), message_id="m")
     assert isinstance(event, OtherEvent)
     assert event.payload == payload
@@ -376,14 +376,14 @@ def test_an_event_that_nobody_knows_is_passed_on(payload: dict[str, object]) -> 
     ],
     ids=lambda value: str(value[:40]),
 )
-def test_what_cannot_be_understood_is_refused_by_its_place(body: bytes, names: str) -> None:
+def test_the_error_of_an_invalid_body_names_the_invalid_field(body: bytes, names: str) -> None:
     with pytest.raises(WebhookRefused, match=names):
         decode(body)
 
 
 @given(st.integers(1, 900))
 @settings(max_examples=20)
-def test_depth_is_refused_or_understood_and_never_crashes(depth: int) -> None:
+def test_deeply_nested_rows_are_decoded_or_refused(depth: int) -> None:
     rows = b'{"S": [{"row_index": 1, "children": ' * depth + b"{}" + b"}]}" * depth
     body = b'{"version": "2.0", "batch": {"id": "x", "index": 0, "total": 1}, "data": %s}' % rows
     try:
@@ -416,7 +416,7 @@ def cells(export: Export | None) -> list[object]:
 
 
 @given(st.data())
-def test_any_order_and_repetition_gives_the_same_exports(data: st.DataObject) -> None:
+def test_the_order_and_repetition_of_batches_do_not_change_the_exports(data: st.DataObject) -> None:
     totals = data.draw(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 5), min_size=1))
     bases = {export: data.draw(st.integers(0, 1)) for export in totals}
     sent = [part(e, bases[e] + n, total) for e, total in totals.items() for n in range(total)]
@@ -434,7 +434,7 @@ def test_any_order_and_repetition_gives_the_same_exports(data: st.DataObject) ->
 
 
 @given(st.data())
-def test_memory_is_bounded_and_whatever_goes_is_told(data: st.DataObject) -> None:
+def test_memory_is_bounded_and_discarded_batches_are_reported(data: st.DataObject) -> None:
     sent = [part(export, n, 3) for export in "abcdefg" for n in range(3)]
     size = len(sent[0].body) + 512
     reassembler = Reassembler(max_bytes=data.draw(st.integers(2, 8)) * size + 10, remembered=3)
@@ -452,7 +452,7 @@ def test_memory_is_bounded_and_whatever_goes_is_told(data: st.DataObject) -> Non
 
     for each in data.draw(st.permutations(sent)):
         add(each)
-    for message in sorted(lost):  # what was given up comes again from a store, export by export
+    for message in sorted(lost):  # add the discarded batches again, export by export
         if store[message].export_id not in whole:
             add(store[message])
     for each in sent:
@@ -461,7 +461,7 @@ def test_memory_is_bounded_and_whatever_goes_is_told(data: st.DataObject) -> Non
     assert whole == {export: [f"{export}{n}" for n in range(3)] for export in "abcdefg"}
 
 
-def test_the_export_that_waits_longest_makes_room_and_may_come_again() -> None:
+def test_the_least_recently_updated_export_is_discarded_and_can_be_added_again() -> None:
     size = len(part().body) + 512
     reassembler = Reassembler(max_bytes=3 * size)
     for each in (part("a", 0), part("b", 0), part("a", 1)):
@@ -475,7 +475,7 @@ def test_the_export_that_waits_longest_makes_room_and_may_come_again() -> None:
     assert [each.export_id for each in again.given_up] == ["a"]
 
 
-def test_the_last_batch_of_an_export_needs_no_room() -> None:
+def test_the_last_batch_of_an_export_discards_no_other_export() -> None:
     reassembler = Reassembler(max_bytes=2 * (len(part().body) + 512))
     reassembler.add(part("a", 0, 2))
     reassembler.add(part("b", 0, 2))
@@ -484,7 +484,7 @@ def test_the_last_batch_of_an_export_needs_no_room() -> None:
     assert not added.given_up
 
 
-def test_an_export_that_is_too_large_is_refused_and_costs_the_others_nothing() -> None:
+def test_an_export_that_is_too_large_is_refused_and_discards_no_other_export() -> None:
     reassembler = Reassembler(max_bytes=3 * (len(part().body) + 512))
     reassembler.add(part("b", 0))
     for index in (0, 1):
@@ -517,7 +517,7 @@ def test_a_batch_that_contradicts_the_others_is_refused_and_changes_nothing(
     assert reassembler.incomplete() == before
 
 
-def test_a_batch_of_an_export_that_was_whole_must_fit_to_it() -> None:
+def test_a_batch_that_contradicts_a_complete_export_is_refused() -> None:
     reassembler = Reassembler()
     assert reassembler.add(part("a", 1, 1)).export is not None
     assert reassembler.add(part("a", 1, 1, message="m")).duplicate
@@ -526,19 +526,19 @@ def test_a_batch_of_an_export_that_was_whole_must_fit_to_it() -> None:
             reassembler.add(odd)
 
 
-def test_the_same_said_in_other_words_is_the_same() -> None:
+def test_a_batch_with_the_same_rows_and_another_body_is_a_duplicate() -> None:
     reassembler = Reassembler()
     reassembler.add(part("a", 0))
     assert reassembler.add(part("a", 0, later_field=True, message="m")).duplicate
 
 
-def test_a_missing_workbook_id_contradicts_nothing() -> None:
+def test_a_missing_workbook_id_is_no_contradiction() -> None:
     reassembler = Reassembler()
     reassembler.add(part("a", 0, 2))
     assert reassembler.add(part("a", 1, 2, workbook_id=None)).export is not None
 
 
-def test_other_events_are_told_apart_from_their_repetitions() -> None:
+def test_a_repetition_of_another_event_is_a_duplicate() -> None:
     reassembler = Reassembler(remembered=1)
     event, other = decode(b"{}", message_id="m"), decode(b"{}", message_id="n")
     added = [reassembler.add(each) for each in (event, event, other, event)]
@@ -546,7 +546,7 @@ def test_other_events_are_told_apart_from_their_repetitions() -> None:
     assert not any(reassembler.add(decode(b"{}")).duplicate for _ in range(2))
 
 
-def test_a_batch_is_known_by_its_message_when_its_export_is_forgotten() -> None:
+def test_a_batch_of_a_forgotten_export_is_a_duplicate_if_its_message_is_remembered() -> None:
     reassembler = Reassembler(remembered=2)
     reassembler.add(part("a", 0, 1))
     reassembler.add(part("b", 0, 9))
@@ -597,24 +597,24 @@ def test_nested_rows_are_joined_by_sheet() -> None:
     assert deals.rows == (Row(values={"Row": 3}),)
 
 
-def test_an_index_of_either_end_alone_is_whole() -> None:
+def test_a_single_batch_with_index_0_or_1_is_a_complete_export() -> None:
     for index in (0, 1):
         assert Reassembler().add(part("a", index, 1)).export is not None
 
 
-def test_a_huge_total_costs_nothing() -> None:
+def test_a_huge_total_needs_no_memory() -> None:
     reassembler = Reassembler()
     reassembler.add(part("a", 0, 2**60))
     assert reassembler.held_bytes < 2048
 
 
 @pytest.mark.parametrize("name", ["max_bytes", "remembered"])
-def test_a_bound_that_holds_nothing_is_bad_input(name: str) -> None:
+def test_a_bound_of_0_is_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match=name):
         Reassembler(**{name: 0})
 
 
-def test_a_shuffled_thousand_is_put_in_order() -> None:
+def test_a_thousand_shuffled_batches_are_put_in_order() -> None:
     sent = [part("a", n, 1000, [{"Row": n}]) for n in range(1000)]
     Random(1).shuffle(sent)
     reassembler = Reassembler()

@@ -1,4 +1,4 @@
-"""The public API as type checkers see it: read by mypy and pyright, and never run."""
+"""Uses of the public API for type checkers. mypy and pyright read this module; it is never run."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -107,14 +107,14 @@ async def raw_access(session: asyncmig.Session) -> None:
 
 
 async def watch(session: asyncmig.Session) -> None:
-    def hear(event: events.Event) -> None:
+    def on_event(event: events.Event) -> None:
         match event:
             case events.RequestDone():
                 assert_type(event.status, int | None)
             case _:
                 assert_type(event.at, float)
 
-    with session.events.subscribe(hear), session.events.open(events.Held) as stream:
+    with session.events.subscribe(on_event), session.events.open(events.Held) as stream:
         assert_type(stream, events.EventStream[events.Held])
         async for event in stream:
             assert_type(event, events.Held)
@@ -128,22 +128,22 @@ async def export(exports: companies.Exports) -> None:
     assert_type(state.report, companies.ExportReport | None)
 
 
-async def leave_it(parked: asyncmig.Parked) -> asyncmig.Decision | None:
+async def decide(parked: asyncmig.Parked) -> asyncmig.Decision | None:
     return None if parked.attention.is_destructive else asyncmig.Approve()
 
 
-DECIDE: asyncmig.Decide = leave_it
-POLICIES: list[asyncmig.Policy] = ["park", "approve_safe", "approve", "reject", leave_it]
+DECIDE: asyncmig.Decide = decide
+POLICIES: list[asyncmig.Policy] = ["park", "approve_safe", "approve", "reject", decide]
 FILTERS: list[asyncmig.RowFilter] = ["valid", "all"]
 SCOPES: list[asyncmig.Scope] = ["endpoint", "key"]
 
 
-async def elsewhere(store: asyncmig.JournalPort) -> journal.ClaimPort:
+async def custom_journal(store: asyncmig.JournalPort) -> journal.ClaimPort:
     return await store.claim("acme")
 
 
-class Wire:
-    """A transport of one's own."""
+class CustomTransport:
+    """A transport that a user wrote."""
 
     @asynccontextmanager
     async def exchange(
@@ -155,13 +155,13 @@ class Wire:
         body: transport.Body | None,
         timeouts: transport.Timeouts,
     ) -> AsyncGenerator[transport.Response]:
-        raise transport.Lost("nobody listens", sent=False)
+        raise transport.Lost("connection refused", sent=False)
         yield
 
     async def aclose(self) -> None: ...
 
 
-WIRE: asyncmig.Transport = Wire()
+TRANSPORT: asyncmig.Transport = CustomTransport()
 
 
 async def webhook(request: web.Request, reassembler: webhooks.Reassembler) -> None:
