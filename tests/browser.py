@@ -1,4 +1,4 @@
-"""Open a page in Chromium: it must not write to the console, and must not request anything."""
+"""Load a page in Chromium. The page must not write to the console, and must not send a request."""
 
 import json
 import shutil
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no `chromium` here")
+needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="`chromium` is not installed")
 
 
 def dom_of(page: Path, tmp_path: Path) -> bytes:
-    """Return the page's elements after it was loaded. Fails if it wrote to the console or requested anything."""
-    shown = subprocess.run(
+    """Return the page's elements after loading. Fail if the page wrote to the console or sent a request."""
+    finished = subprocess.run(
         [
             *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            "--host-resolver-rules=MAP * ~NOTFOUND",  # what the browser wants for itself stays here
+            "--host-resolver-rules=MAP * ~NOTFOUND",  # blocks the browser's own requests
             f"--user-data-dir={tmp_path / 'profile'}",
             f"--log-net-log={tmp_path / 'net.json'}",
             *("--enable-logging=stderr", "--v=0", "--dump-dom", page.as_uri()),
@@ -25,8 +25,8 @@ def dom_of(page: Path, tmp_path: Path) -> bytes:
         timeout=100,
         check=True,
     )
-    assert b"CONSOLE" not in shown.stderr
+    assert b"CONSOLE" not in finished.stderr
     log = json.loads((tmp_path / "net.json").read_bytes())
-    asked = [event["params"] for event in log["events"] if "initiator" in event.get("params", {})]
-    assert not [each["url"] for each in asked if each["initiator"] != "not an origin"]
-    return shown.stdout
+    requests = [event["params"] for event in log["events"] if "initiator" in event.get("params", {})]
+    assert not [request["url"] for request in requests if request["initiator"] != "not an origin"]
+    return finished.stdout

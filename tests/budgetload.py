@@ -1,4 +1,4 @@
-"""Requests that charge several budgets, a server that counts each budget in its own way, and what headers may say."""
+"""Requests that charge several budgets, a server that counts each budget separately, and its headers."""
 
 import asyncio
 from collections import deque
@@ -33,7 +33,10 @@ def budgets(**limits: tuple[int, float]) -> dict[str, Gate]:
 
 @dataclass
 class Server:
-    """Counts each budget by itself, in a fixed window at some phase or in a sliding one."""
+    """Counts each budget separately.
+
+    The count uses a fixed window that begins at `phase`, or a sliding window if `phase` is None.
+    """
 
     limits: Mapping[str, tuple[int, float]]
     phase: float | None = 0.0
@@ -75,7 +78,7 @@ class Server:
 
 @dataclass
 class Client:
-    """Calls through gates and keeps when each request can have arrived, by budget."""
+    """Sends requests through gates. Records by budget the times between which each request can have arrived."""
 
     server: Server
     rng: Random
@@ -118,7 +121,7 @@ CALLS = [
 
 
 def wrong(headers: RateHeaders, rng: Random) -> RateHeaders | None:
-    """Headers that are absent, too high, too low, or of a reset in the past; a 429 keeps its `Retry-After`."""
+    """Return wrong headers: absent, too high, too low, or with a reset in the past. A 429 keeps its `Retry-After`."""
     if rng.random() < 0.3:
         return RateHeaders(retry_after=headers.retry_after) if headers.retry_after is not None else None
     return RateHeaders(

@@ -1,4 +1,4 @@
-"""A way to a server that can be cut."""
+"""A TCP proxy that can interrupt the connections to a server."""
 
 import asyncio
 from contextlib import suppress
@@ -8,16 +8,22 @@ from urllib.parse import urlsplit
 
 
 class CutProxy:
-    """Passes a TCP connection on. `cut`: nothing passes, and nothing is closed, as when a cable is pulled."""
+    """Forwards TCP connections to the server at `url`.
+
+    While `open` is not set, it forwards no data and closes no connection, as when the network is down.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
         self.open = asyncio.Event()
         self.open.set()
         self.refuses = False
-        """Whether connections are closed as soon as they are opened."""
-        self.last_words = b""
-        """What passes to the server once. Its answer does not pass: all connections break instead."""
+        """Whether the proxy closes each connection as soon as it is opened."""
+        self.drop_reply_to = b""
+        """When a client sends these bytes, the proxy forwards them, and closes all connections instead of the reply.
+
+        This happens once: the proxy then clears the attribute.
+        """
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None] | None] = set()
 
@@ -37,10 +43,10 @@ class CutProxy:
         self._server.close()
         self.open.set()
         while tasks := [task for task in self._tasks if task is not None and not task.done()]:
-            self.break_off()
+            self.close_connections()
             await asyncio.wait(tasks, timeout=0.1)
 
-    def break_off(self) -> None:
+    def close_connections(self) -> None:
         """Close every connection."""
         for writer in self._writers:
             writer.close()
@@ -56,35 +62,36 @@ class CutProxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):  # the server may be stopped
-            there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
-            self._writers |= {writer, back}
-            ending = asyncio.Event()  # whether the last words have passed on this connection
+            server_reader, server_writer = await asyncio.open_connection(self._url.hostname, self._url.port)
+            self._writers |= {writer, server_writer}
+            dropping = asyncio.Event()  # set once `drop_reply_to` was forwarded on this connection
             try:
                 await asyncio.gather(
-                    self._pass_to_server(reader, back, ending), self._pass_to_client(there, writer, ending)
+                    self._forward_to_server(reader, server_writer, dropping),
+                    self._forward_to_client(server_reader, writer, dropping),
                 )
             finally:
-                self._writers -= {writer, back}
-                back.close()
+                self._writers -= {writer, server_writer}
+                server_writer.close()
 
-    async def _pass_to_server(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ending: asyncio.Event
+    async def _forward_to_server(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dropping: asyncio.Event
     ) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
             writer.write(data)
-            if self.last_words and self.last_words in data:
-                self.last_words = b""
-                ending.set()
+            if self.drop_reply_to and self.drop_reply_to in data:
+                self.drop_reply_to = b""
+                dropping.set()
         writer.close()
 
-    async def _pass_to_client(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ending: asyncio.Event
+    async def _forward_to_client(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dropping: asyncio.Event
     ) -> None:
         while data := await reader.read(65536):
             await self.open.wait()
-            if ending.is_set():  # the server has answered the last words, so it has carried them out
-                self.break_off()
+            if dropping.is_set():  # the server has replied, so it has executed the request
+                self.close_connections()
                 return
             writer.write(data)
         writer.close()

@@ -1,4 +1,4 @@
-"""The texts that describe asyncmig, and their code blocks: README, guide, .github, docstrings."""
+"""The documents of asyncmig and their code blocks: README, guide, .github, docstrings."""
 
 import ast
 import importlib.util
@@ -14,13 +14,13 @@ import asyncmig
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(asyncmig.__file__).parent
 OPTIONAL = ("arq", "temporalio")
-"""Packages of job runners that a machine may lack: arq needs an older redis-py than the rest."""
+"""Packages of job runners that may be missing: arq needs an older redis-py than the other packages."""
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text: a Markdown file, or the docstring of a module, a class or a function."""
+    """A Markdown file, or the docstring of a module, a class or a function."""
 
     name: str
     text: str
@@ -44,7 +44,7 @@ MANUALS = [read(path, path.name) for path in sorted((ROOT / ".github").glob("*.m
 SERVICE, SERVICE_TESTS = [
     block for block in GUIDE.blocks("python") if re.search(r"FastAPI\(|^import service", block, re.MULTILINE)
 ]
-"""The guide's complete service, and its tests."""
+"""The code of the guide's complete service, and the code of its tests."""
 BENCHMARKS = read(ROOT / "benchmarks/README.md", "benchmarks/README.md")
 
 
@@ -73,8 +73,8 @@ def document(name: str) -> Document:
     return next(each for each in docstrings() if each.name == name)
 
 
-def runs_here(block: str) -> bool:
-    """Return whether a block is no file of tests, and the optional packages that it imports are installed."""
+def is_runnable(block: str) -> bool:
+    """Return whether a block contains no tests, and the optional packages that it imports are installed."""
     return "import pytest" not in block and all(
         importlib.util.find_spec(name)
         for name in OPTIONAL
@@ -83,8 +83,8 @@ def runs_here(block: str) -> bool:
 
 
 async def run_blocks(name: str, blocks: list[str], names: dict[str, object]) -> None:
-    """Run Python blocks one after the other; `await` is allowed at their top."""
-    for block in filter(runs_here, blocks):
+    """Run Python blocks in order. They may use `await` outside of functions."""
+    for block in filter(is_runnable, blocks):
         code = compile(block, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if inspect.iscoroutine(result := eval(code, names)):
             await result

@@ -1,4 +1,4 @@
-"""A simulator, workers and a queue, each a process of its own; and the customers for them."""
+"""A simulator and workers, each in its own process, and customers for them to migrate."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SOURCE = next(iter(SOURCES))
 
 
 def customers(folder: Path, count: int, source: str = SOURCE) -> list[Spec]:
-    """Write a file for each, and return their specs."""
+    """Write a file for each customer, and return the specs of all."""
     folder.mkdir(parents=True, exist_ok=True)
     specs: list[Spec] = []
     for number in range(count):
@@ -31,7 +31,7 @@ def customers(folder: Path, count: int, source: str = SOURCE) -> list[Spec]:
 
 
 class Farm:
-    """Starts and ends the processes. `speed`: how many times faster their clocks run."""
+    """Starts and stops a simulator and workers. Their clocks run `speed` times as fast as real time."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Farm:
         limits: str | None = None,
     ) -> None:
         self.folder, self.name, self._speed, self._api = folder, name, speed, api
-        self._told = {
+        self._settings = {
             "queue": queue,
             "database": database,
             "window": window,
@@ -68,11 +68,11 @@ class Farm:
             HERE / "simprocess.py",
             str(self._speed),
             self._api,
-            self._told["limits"] or "",
+            self._settings["limits"] or "",
         ]
         self._simulator = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        told = self._ask()
-        self.base_url, self.key = told["base_url"], told["key"]
+        started = self._read_line()
+        self.base_url, self.key = started["base_url"], started["key"]
         self._environment |= {"VERN_BASE_URL": self.base_url, "VERN_API_KEY": self.key}
         return self
 
@@ -87,33 +87,33 @@ class Farm:
         self._log.close()
 
     def start(self, count: int = 1, *, clocks_off: Iterable[float] = ()) -> None:
-        """Start workers, with wall-clocks that are so many seconds off."""
+        """Start `count` workers. `clocks_off`: by how many seconds the wall clocks of the first workers are wrong."""
         for off in [*clocks_off, *[0.0] * count][:count]:
-            environment = {**self._environment, "WORKER": json.dumps({**self._told, "off": off})}
+            environment = {**self._environment, "WORKER": json.dumps({**self._settings, "off": off})}
             command = [sys.executable, HERE / "workerprocess.py"]
             self.workers.append(subprocess.Popen(command, env=environment, stderr=self._log))
 
     def launch(self, command: list[object], *, cwd: Path) -> None:
-        """Start a worker by a command."""
+        """Start a worker with a command."""
         environment = {**self._environment, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.workers.append(
             subprocess.Popen(command, env=environment, cwd=cwd, stderr=self._log)  # type: ignore[call-overload]
         )
 
     def pause_simulator(self) -> None:
-        """Let the simulator answer nothing until it is resumed: requests that arrive meanwhile are in flight."""
+        """Suspend the simulator. Requests that arrive before `resume_simulator` stay in flight."""
         self._simulator.send_signal(signal.SIGSTOP)
 
     def resume_simulator(self) -> None:
         self._simulator.send_signal(signal.SIGCONT)
 
     def kill(self, number: int) -> None:
-        """Kill a worker."""
+        """Kill the worker with this index."""
         self.workers[number].kill()
         self.workers.pop(number).wait()
 
     def stop(self) -> list[int]:
-        """Stop all workers in order, and return their exit codes."""
+        """Stop all workers, and return their exit codes in order."""
         for worker in self.workers:
             worker.send_signal(signal.SIGTERM)
         codes = [worker.wait() for worker in self.workers]
@@ -121,15 +121,15 @@ class Farm:
         return codes
 
     def verdict(self) -> dict[str, float]:
-        """Return what the simulator's ledger says."""
+        """Return the verdict of the simulator's ledger."""
         assert self._simulator.stdin is not None
         self._simulator.stdin.write("\n")
         self._simulator.stdin.flush()
-        return self._ask()
+        return self._read_line()
 
     def log(self) -> str:
         return (self.folder / "workers.log").read_text(encoding="utf-8", errors="replace")
 
-    def _ask(self) -> dict[str, Any]:
+    def _read_line(self) -> dict[str, Any]:
         assert self._simulator.stdout is not None
         return json.loads(self._simulator.stdout.readline())

@@ -1,8 +1,9 @@
-"""One instance of a service without HTTP: resumes the journal, accepts customers, and drains at SIGTERM.
+"""One instance of a service without HTTP. It resumes the journal, accepts customers, and drains at SIGTERM.
 
 python fleetprocess.py SPEED JOURNAL OUT FOLDER COUNT
 
-Prints a line when it has accepted its customers, and another when it was stopped or all that it drives have ended.
+It prints `accepted` once it has accepted its customers. At the end, it prints `stopped` after SIGTERM, and otherwise
+`ended` when all its migrations have ended.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Callers in front of a gate, and a server that counts in its own way behind it."""
+"""Callers that send requests through a gate to a server with its own count of requests."""
 
 import asyncio
 import selectors
@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """What looptime does, without its care for real I/O: ten times as fast, for loads of thousands of callers."""
+    """A loop with a virtual clock, without looptime's support for real I/O.
+
+    It is ten times as fast as looptime, for loads of thousands of callers.
+    """
 
     def __init__(self) -> None:
         self._at = 0.0
@@ -23,7 +26,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         select = selector.select
 
         def jump(timeout: float | None = None) -> object:
-            assert timeout is not None, "everybody waits, and nobody will be woken"
+            assert timeout is not None, "all tasks wait, and no timer is scheduled"
             self._at += max(0.0, timeout)
             return select(0)
 
@@ -35,14 +38,14 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[object, object, T]) -> T:
-    """Run `main` where waiting takes no time."""
+    """Run `main` on a virtual clock."""
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         return runner.run(main)
 
 
 @dataclass
 class Load:
-    """Sends requests through gates to one server, and keeps what both sides saw."""
+    """Sends requests through gates to one server, and records the times and the refusals of the requests."""
 
     server: RateLimit
     rng: Random
@@ -50,11 +53,11 @@ class Load:
     sigma: float = 0.5
     refused: int = 0
     spans: list[tuple[float, float]] = field(default_factory=list)
-    """Send and answer of each request: its arrival lies between."""
+    """When each request was sent and answered. It arrived between these times."""
     done_at: list[float] = field(default_factory=list)
 
     async def call(self, gate: Gate, lane: Lane = Lane.WORK, rank: float = 0.0) -> None:
-        """Ask until accepted."""
+        """Send a request until the server accepts it."""
         loop, ticket = asyncio.get_running_loop(), None
         while True:
             async with gate.slot(lane=lane, rank=rank, ticket=ticket) as slot:
@@ -80,10 +83,10 @@ class Load:
 
 
 def most_in_a_window(spans: list[tuple[float, float]], window: float) -> int:
-    """Return the most requests that can have arrived in any `window` seconds, whatever their way took.
+    """Return the highest number of requests that can have arrived in any `window` seconds, for any latency.
 
     A request can arrive in [t, t + window) if it was sent before the end and answered at or after the beginning.
-    The count can only rise where a request is sent, so it is enough to look at windows that end just after a send.
+    The count can only rise where a request is sent. It is enough to check the windows that end just after a send.
     """
     starts = sorted(sent for sent, _ in spans)
     ends = sorted(answered for _, answered in spans)

@@ -1,4 +1,4 @@
-"""The transport of `asyncmig.testing`, with faults that tests choose by path or by number."""
+"""The transport of `asyncmig.testing`, with faults that tests choose by path or by number of the request."""
 
 import asyncio
 from collections import Counter
@@ -8,15 +8,15 @@ from random import Random
 from asyncmig._io.transport import Timeouts
 from asyncmig.simulator import Fault, Faults, Reply, Request, Served
 from asyncmig.testing import Handle
-from asyncmig.testing import InProcess as Plain
+from asyncmig.testing import InProcess as BaseInProcess
 
 KEY = "key-that-nobody-may-see"
-BASE_URL = Plain.BASE_URL
-STORAGE_URL = Plain.STORAGE_URL
+BASE_URL = BaseInProcess.BASE_URL
+STORAGE_URL = BaseInProcess.STORAGE_URL
 
 
-class InProcess(Plain):
-    """Hands requests to a world; `fault` is asked about each: method, path and its number."""
+class InProcess(BaseInProcess):
+    """Passes requests to a simulated world, with the faults that a test chooses."""
 
     def __init__(
         self,
@@ -28,11 +28,15 @@ class InProcess(Plain):
         faulty_endpoint: str = "",
         faults: Faults | None = None,
     ) -> None:
-        """`fault`: asked by path. `faulty_endpoint`: whose n-th requests meet `nth`. `faults`: a plan for all."""
+        """Create the transport.
+
+        `fault` returns the fault of a request from its method, its path and its number. The n-th request to
+        `faulty_endpoint` gets the fault `nth[n]`. `faults` applies to all other requests.
+        """
         super().__init__(world, latency=latency, rng=rng, faults=faults)
         self.faulty_endpoint, self.nth, self.faults_met = faulty_endpoint, dict[int, Fault](), 0
         self.fault = fault
-        self.unplugged = False
+        self.disconnected = False
         self.requests: Counter[str] = Counter()
         self._numbers: Counter[tuple[str, str]] = Counter()
 
@@ -44,10 +48,10 @@ class InProcess(Plain):
         if endpoint == self.faulty_endpoint and self.requests[endpoint] in self.nth:
             self.faults_met += 1
             return self.nth[self.requests[endpoint]]
-        asked = self.fault(request.method, path, self._numbers[request.method, path])
-        return asked or super().pick(request, now)
+        chosen = self.fault(request.method, path, self._numbers[request.method, path])
+        return chosen or super().pick(request, now)
 
     async def arrive(self, handle: Handle, request: Request, fault: Fault, timeouts: Timeouts) -> Reply:
-        if self.unplugged:
-            await asyncio.Event().wait()  # it arrives nowhere, and nobody is told
+        if self.disconnected:
+            await asyncio.Event().wait()  # the request does not arrive, and the client gets no error
         return await super().arrive(handle, request, fault, timeouts)

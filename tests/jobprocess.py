@@ -1,4 +1,4 @@
-"""The guide's worker for SAQ, arq or procrastinate as a process, on a faster clock and with shorter times.
+"""The guide's worker for SAQ, arq or procrastinate as a process, with a faster clock and shorter intervals.
 
 python jobprocess.py saq|arq|procrastinate SPEED JOURNAL_SCHEMA
 """
@@ -18,22 +18,25 @@ from asyncmig.jobs import runners
 from asyncmig.simulator import fast_loop
 
 KINDS = {"saq": "MigrationQueue", "arq": "WorkerSettings", "procrastinate": "migrate_task"}
-"""Words of the blocks of each recipe."""
+"""A word that occurs only in the code blocks of each recipe."""
 PRELUDE = "import asyncmig, os; from pathlib import Path"
 
 
 def recipe(*kinds: str) -> dict[str, Any]:
-    """Return what the guide's blocks about job runners define: the shared one, and those with these words."""
+    """Return the names that the guide's recipes define.
+
+    They are the names of the block that all recipes share, and of the blocks that contain one of `kinds`.
+    """
     names: dict[str, Any] = {"__name__": "recipe"}
     exec(PRELUDE, names)
     for block in documents.GUIDE.blocks("python"):
         if "def run_customer" in block or any(kind in block for kind in kinds):
-            exec(block.replace('cron="* * * * *"', 'cron="* * * * * *"'), names)  # each second
+            exec(block.replace('cron="* * * * *"', 'cron="* * * * * *"'), names)  # every second
     return names
 
 
-def loaded(kind: str, schema: str) -> dict[str, Any]:
-    """Return a recipe that uses one schema for its journal, and notices soon that a worker has died."""
+def recipe_with_schema(kind: str, schema: str) -> dict[str, Any]:
+    """Return a recipe with its journal in `schema`, and with a lease that ends soon after a worker has died."""
     runners._RETRIES["held"] = 1.0
     names = recipe(KINDS[kind])
     names["PostgresJournal"] = partial(PostgresJournal, schema=schema, lease=2.0)
@@ -41,7 +44,7 @@ def loaded(kind: str, schema: str) -> dict[str, Any]:
 
 
 def saq_settings() -> dict[str, Any]:
-    settings: dict[str, Any] = loaded("saq", os.environ["JOB_SCHEMA"])["settings"]
+    settings: dict[str, Any] = recipe_with_schema("saq", os.environ["JOB_SCHEMA"])["settings"]
     settings["timers"]["sweep"] = 1
     return settings
 
@@ -54,7 +57,7 @@ def main(kind: str, speed: float, schema: str) -> None:
         sys.argv = ["saq", "jobprocess.saq_settings"]
         saq_command()
         return
-    names = loaded(kind, schema)
+    names = recipe_with_schema(kind, schema)
     loop = fast_loop(speed)
     asyncio.set_event_loop(loop)
     if kind == "arq":

@@ -1,4 +1,4 @@
-"""A process that may die at any of its journal writes and requests, in this process: what it left behind stays."""
+"""A simulated process that dies at a journal write or a request. Its journal and files stay as they were then."""
 
 import asyncio
 import shutil
@@ -27,40 +27,44 @@ T = TypeVar("T")
 
 
 class Life:
-    """Numbers every journal write and every request; the process dies just before or just after one of them."""
+    """Numbers the journal writes and requests of a process. It can die just before or just after one of them."""
 
     def __init__(
         self, dies_at: int | None = None, *, after: bool = False, kill: Callable[[], None] = lambda: None
     ) -> None:
-        """`kill` ends the process for good; otherwise `live` does as if."""
+        """Choose the death of the process.
+
+        It dies before operation `dies_at`, or after it with `after`. `kill` kills a real process. Without `kill`,
+        `live` simulates the death.
+        """
         self._dies_at, self._after, self._kill = dies_at, after, kill
         self.points: list[str] = []
         self.died = asyncio.Event()
 
     def wake(self) -> None:
-        """Go on after all: it was no death, but sleep."""
+        """Let the process continue: it was suspended, not dead."""
         self.died.clear()
 
     @asynccontextmanager
     async def point(self, name: str) -> AsyncIterator[None]:
-        await self._goes_on()
+        await self._continue_or_die()
         self.points.append(name)
         number = len(self.points)
-        await self._goes_on(dies=number == self._dies_at and not self._after)
+        await self._continue_or_die(dies=number == self._dies_at and not self._after)
         dies = number == self._dies_at and self._after
         try:
             yield
         except Exception:
-            await self._goes_on(dies=dies)
+            await self._continue_or_die(dies=dies)
             raise
-        await self._goes_on(dies=dies)
+        await self._continue_or_die(dies=dies)
 
-    async def _goes_on(self, *, dies: bool = False) -> None:
+    async def _continue_or_die(self, *, dies: bool = False) -> None:
         if dies:
             self.died.set()
             self._kill()
         if self.died.is_set():
-            await asyncio.Event().wait()  # what is dead does nothing, not even on the way out
+            await asyncio.Event().wait()  # a dead process runs nothing, not even its clean-up
 
 
 class MortalTransport:
@@ -155,33 +159,33 @@ Process = Callable[[Transport, JournalPort], Awaitable[T]]
 
 
 async def live(
-    process: Process[T], wire: InProcess, journal: MemoryJournal, folder: Path, life: Life
+    process: Process[T], transport: InProcess, journal: MemoryJournal, folder: Path, life: Life
 ) -> tuple[T | None, MemoryJournal]:
-    """Run a process until it ends or dies; return what it returned, and the journal as it left it.
+    """Run a process until it ends or dies. Return its result, and a copy of the journal without claims.
 
-    `folder`: its files stay as they were at its death, whatever its clean-up would do.
+    The files in `folder` stay as they were at the death: changes by the clean-up of the task are undone.
     """
-    task = asyncio.ensure_future(process(MortalTransport(wire, life), MortalJournal(journal, life)))
+    task = asyncio.ensure_future(process(MortalTransport(transport, life), MortalJournal(journal, life)))
     died = asyncio.ensure_future(life.died.wait())
     await asyncio.wait((task, died), return_when=asyncio.FIRST_COMPLETED)
     died.cancel()
     if task.done():
         return task.result(), journal.copy_without_claims()
-    wire.unplugged = True
-    left = folder.with_name(f"{folder.name}-left")
+    transport.disconnected = True
+    copy = folder.with_name(f"{folder.name}-left")
     if folder.exists():
-        shutil.copytree(folder, left)
+        shutil.copytree(folder, copy)
     task.cancel()
     await asyncio.wait([task])
-    wire.unplugged = False
+    transport.disconnected = False
     shutil.rmtree(folder, ignore_errors=True)
-    if left.exists():
-        left.rename(folder)
+    if copy.exists():
+        copy.rename(folder)
     return None, journal.copy_without_claims()
 
 
 class Inline(ThreadPoolExecutor):
-    """Runs what it is given at once, so that every run of a test does the same in the same order."""
+    """Runs each function at once in the calling thread, so that all runs of a test have the same order."""
 
     def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> "Future[T]":
         future: Future[T] = Future()
@@ -193,7 +197,7 @@ class Inline(ThreadPoolExecutor):
 
 
 def virtual_loop() -> asyncio.AbstractEventLoop:
-    """Return a loop whose clock begins at nought and jumps, and that starts no thread: each run is the same."""
+    """Return a loop with a virtual clock that starts at 0, and without threads: all runs have the same order."""
     loop = looptime.new_event_loop(noop_cycles=0)
     loop.set_default_executor(Inline(1))
     return loop
@@ -206,7 +210,7 @@ def run(main: Coroutine[object, object, T]) -> T:
 
 
 class Turns:
-    """Counts the turns of a loop, and cancels a task at one of them."""
+    """Counts the iterations of a loop, and cancels a task at one of them."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
         self._cancel_at, self.count = cancel_at, 0

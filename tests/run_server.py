@@ -1,4 +1,4 @@
-"""A run on a server, and what reads it: shared by the tests of the poller."""
+"""A simulated run and its reads, for the tests of the poller."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,10 +13,10 @@ LIFE = replace(IMPORT, terminal=frozenset({"completed", "failed"}))
 
 
 class Server:
-    """One run on a server: its status as a table of times, and what its reads met."""
+    """One run on a server: its statuses with their times, and the times and errors of its reads."""
 
     def __init__(self, *states: tuple[float, str], latency: float = 0.1) -> None:
-        """`states`: from which time on the run has which status; a progress text after a colon."""
+        """Start the run. `states`: each status after its start in seconds; a progress text may follow a colon."""
         self.started = now()
         self.states, self.latency = list(states), latency
         self.troubles: list[Exception] = []
@@ -41,7 +41,7 @@ class Server:
 
 
 def reading(text: str) -> Reading[str]:
-    """Return what a read shows: a status, with a progress text after a colon."""
+    """Return the reading for a status, which may have a progress text after a colon."""
     status, _, progress = text.partition(":")
     return Reading(status=status, progress=progress or None, value=text)
 
@@ -59,12 +59,12 @@ def now() -> float:
 
 
 def other_tasks() -> set["asyncio.Task[object]"]:
-    """Return the tasks that are alive besides the test's own."""
+    """Return the tasks that have not ended, without the test's own task."""
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
 async def settle() -> None:
-    """Let everything run that can run now."""
+    """Run the tasks that are ready."""
     for _ in range(20):
         await asyncio.sleep(0)
 

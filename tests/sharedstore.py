@@ -1,4 +1,4 @@
-"""A store of shared windows in this process: a local limiter for each budget, a delay, and outages."""
+"""A store of shared windows in this process, with a limiter for each budget, a delay, and simulated outages."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,20 +11,24 @@ from asyncmig.distributed.budget_store import BudgetReply, SharedBudget, SlotRep
 
 
 class Store:
-    """What several gates of a test share. `away`: it does not answer. `deaf`: it hears but does not answer."""
+    """The store that several gates of a test share."""
 
     def __init__(self, *, latency: float = 0.01, processes: int = 4) -> None:
         self.latency, self.processes = latency, processes
-        self.away = self.deaf = self.closed = False
-        self.leaky = False
-        """It loses its data between any two exchanges."""
+        self.closed = False
+        self.unreachable = False
+        """Whether requests fail before they reach the store."""
+        self.drops_replies = False
+        """Whether the store executes requests, but its replies are lost."""
+        self.loses_data = False
+        """Whether the store loses its data between any two exchanges."""
         self.limiters: dict[str, Limiter] = {}
         self.taken: dict[tuple[str, str], float] = {}
         """When each unanswered slot was taken, by budget and slot."""
         self.known: set[tuple[str, str]] = set()
-        """Slots that were reported again."""
+        """Slots whose answer was counted. Another report of the same answer changes nothing."""
         self.holds: dict[str, float] = {}
-        """Until when the requests of a set of budgets are held."""
+        """When the hold of a set of budgets ends, by the name of the set."""
         self.clients: set[int] = set()
         self.exchanges = 0
         self.accounts: set[str] = set()
@@ -43,7 +47,7 @@ class Store:
         return self.run_slots
 
     def forget(self) -> None:
-        """Lose everything but the budgets."""
+        """Lose all data except for the limits of the budgets."""
         for name, old in self.limiters.items():
             self.limiters[name] = Limiter(limit=old._limit, window=old._window, rng=Random(5))
         self.taken, self.known = {}, set()
@@ -53,7 +57,7 @@ class Store:
 
 
 class StoredBudgets:
-    """Budgets that are charged together, as one client uses them."""
+    """Budgets that one client charges together."""
 
     def __init__(self, store: Store, names: Sequence[str]) -> None:
         self._store, self._names = store, names
@@ -64,54 +68,54 @@ class StoredBudgets:
         store, loop = self._store, asyncio.get_running_loop()
         store.exchanges += 1
         await asyncio.sleep(store.latency / 2)
-        if store.away:
-            raise ConnectionError("it is away")
-        if store.leaky:
+        if store.unreachable:
+            raise ConnectionError("the store is unreachable")
+        if store.loses_data:
             lost = BudgetReply(slots=100, burst=100, used=0, clients=1, epoch=f"{store.exchanges}", lost=True)
             return [lost for _ in self._names]
         store.clients.add(id(self))
         for name, each in zip(self._names, reports, strict=True):
             for report in each:
-                self._hear(name, report, loop.time())
+                self._apply(name, report, loop.time())
         replies = self._replies(want, loop.time())
         await asyncio.sleep(store.latency / 2)
-        if store.deaf:
-            raise ConnectionError("no answer came")
+        if store.drops_replies:
+            raise ConnectionError("the reply is lost")
         return replies
 
-    def _hear(self, name: str, one: SlotReport, now: float) -> None:
-        limiter, taken, slot = self._store.limiters[name], self._store.taken, (name, one.slot)
+    def _apply(self, name: str, report: SlotReport, now: float) -> None:
+        limiter, taken, slot = self._store.limiters[name], self._store.taken, (name, report.slot)
         sent_at = taken.pop(slot, None)
-        if one.event == "limit":
-            if one.seconds != limiter._limit:
-                limiter.resize(int(one.seconds))
-        elif one.event == "held":
-            self._store.holds[one.slot] = now + one.seconds
-        elif one.event == "headers":
-            limit, _, remaining = one.slot.partition("/")
+        if report.event == "limit":
+            if report.seconds != limiter._limit:
+                limiter.resize(int(report.seconds))
+        elif report.event == "held":
+            self._store.holds[report.slot] = now + report.seconds
+        elif report.event == "headers":
+            limit, _, remaining = report.slot.partition("/")
             limiter.apply_headers(
                 RateHeaders(
                     limit=int(limit) if limit else None,
                     remaining=int(remaining) if remaining else None,
-                    reset=one.seconds or None,
+                    reset=report.seconds or None,
                 ),
                 now,
             )
         elif sent_at is None:
-            if one.event == "answered_before" and slot not in self._store.known:
+            if report.event == "answered_before" and slot not in self._store.known:
                 self._store.known.add(slot)
-                limiter.resume([one.seconds], now)
-            elif one.event == "sent_before":
+                limiter.resume([report.seconds], now)
+            elif report.event == "sent_before":
                 limiter.take(now)
                 taken[slot] = now
-        elif one.event == "rejected":
-            limiter.rejected(now, sent_at=sent_at, retry_after=one.seconds or None)
-        elif one.event == "sent_before":
+        elif report.event == "rejected":
+            limiter.rejected(now, sent_at=sent_at, retry_after=report.seconds or None)
+        elif report.event == "sent_before":
             taken[slot] = sent_at
-        elif one.event in ("accepted", "answered_before"):
+        elif report.event in ("accepted", "answered_before"):
             self._store.known.add(slot)
             limiter.accepted(now, sent_at=sent_at)
-        elif one.event == "lost":
+        elif report.event == "lost":
             limiter.lost(now, sent_at=sent_at)
         else:
             limiter.unsent(now, sent_at=sent_at)
@@ -141,7 +145,7 @@ class StoredBudgets:
 
 
 class StoredRuns:
-    """The run slots of all accounts; `ahead`: what the store's clock is ahead of the loop's."""
+    """The run slots of all accounts. The store's clock is `ahead` seconds ahead of the loop's clock."""
 
     reach: Reach = "network"
 
@@ -152,7 +156,7 @@ class StoredRuns:
     async def update(self, change: Callable[[bytes, float], bytes], *, speed: float) -> None:
         self.updates += 1
         await asyncio.sleep(self._store.latency / 2)
-        if self._store.away:
-            raise ConnectionError("it is away")
+        if self._store.unreachable:
+            raise ConnectionError("the store is unreachable")
         self.state = change(self.state, asyncio.get_running_loop().time() + self.ahead)
         await asyncio.sleep(self._store.latency / 2)

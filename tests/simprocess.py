@@ -1,4 +1,4 @@
-"""The simulator in a process of its own: prints where it is, and its ledger's verdict for each line that it reads."""
+"""The simulator as a process. It prints its address, and then its ledger's verdict for each line that it reads."""
 
 import asyncio
 import json
@@ -11,9 +11,9 @@ from asyncmig.simulator.server.ledger import Entry
 
 
 def lost_companies(entries: Sequence[Entry]) -> int:
-    """Return the number of companies that were created and that no other request names.
+    """Return the number of created companies that no later request names.
 
-    Nobody knows such a company's id: the response to its creation was lost, for example with a killed worker.
+    The client does not know the id of such a company: the reply to the creation was lost, as with a killed worker.
     """
     created = sum(entry.endpoint == "POST /companies" and entry.status == 201 for entry in entries)
     return created - len({entry.ids["id"] for entry in entries if "id" in entry.ids})
@@ -35,14 +35,14 @@ async def main() -> None:
             entries = [entry for entry in world.ledger.entries if entry.status != 429]
             verdict = asdict(world.verdict(loop.time()))
             took = max(entry.at for entry in entries) - min(entry.at for entry in entries) if entries else 0.0
-            told = {
+            reply = {
                 **verdict,
                 "requests": len(entries),
                 "imports": world.ledger.requests["POST /companies/{id}/imports"],
                 "took": took,
                 "lost_companies": lost_companies(entries),
             }
-            print(json.dumps(told), flush=True)  # noqa: T201 - to its parent
+            print(json.dumps(reply), flush=True)  # noqa: T201 - to its parent
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ session: asyncmig.Session
 source: asyncmig.companies.Source
 specs: list[asyncmig.Spec]
 """
-"""What the examples use without defining it."""
+"""Definitions of the names that the examples use and do not define."""
 HANDLES = f"""{PRELUDE}
 import asyncio
 company: asyncmig.companies.Company
@@ -49,22 +49,23 @@ run: Run
 def choose(question: Question) -> str:
     return question.options[0].id
 """
-"""The same for docstrings of methods, of either API generation."""
+"""The definitions for docstrings of methods, for each API generation."""
 
 
 def module(text: Document) -> str:
-    """Return the examples of a text as one module.
+    """Return the examples of a document as one module.
 
-    A block that awaits at its top becomes a coroutine. All blocks of a docstring become one, and share their names.
+    A block with `await` outside of functions becomes a coroutine function. All blocks of a docstring become one
+    coroutine function, so they share their names.
     """
     prelude = MIGRATIONS if text.name.startswith("asyncmig.migrations") else COMPANIES
-    blocks = [block for block in text.blocks("python") if documents.runs_here(block)]
+    blocks = [block for block in text.blocks("python") if documents.is_runnable(block)]
     if text.name.startswith("asyncmig"):
         return f"{prelude}\n\n{coroutine(chr(10).join(blocks), 0)}"
     parts = [PRELUDE]
     for number, block in enumerate(blocks):
         if block != documents.SERVICE:
-            parts.append(coroutine(block, number) if awaits(block) else block)
+            parts.append(coroutine(block, number) if needs_coroutine(block) else block)
     return "\n\n".join(parts)
 
 
@@ -74,8 +75,8 @@ def coroutine(block: str, number: int) -> str:
     return f"async def example_{number}() -> None:\n{body}"
 
 
-def awaits(block: str) -> bool:
-    """Return whether a block can only run in a coroutine."""
+def needs_coroutine(block: str) -> bool:
+    """Return whether a block uses `await` outside of functions."""
     try:
         compile(block, "block", "exec")
     except SyntaxError:
@@ -97,7 +98,7 @@ def test_the_examples_pass_mypy_strict_and_pyright_strict(tmp_path: Path) -> Non
         "typeCheckingMode": "strict",
         "pythonVersion": "3.11",
         "extraPaths": [str(PACKAGES)],
-        "reportUnusedVariable": False,  # they are global where a reader types them
+        "reportUnusedVariable": False,  # the variables are global where a user runs the example
     }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     commands = {
@@ -116,7 +117,7 @@ def test_the_examples_pass_mypy_strict_and_pyright_strict(tmp_path: Path) -> Non
         )
         for name, words in commands.items()
     }
-    told = {name: process.communicate()[0] for name, process in running.items()}
+    output = {name: process.communicate()[0] for name, process in running.items()}
     assert {name: process.returncode for name, process in running.items()} == {"mypy": 0, "pyright": 0}, (
-        "\n".join(told.values())
+        "\n".join(output.values())
     )

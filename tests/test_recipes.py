@@ -1,4 +1,4 @@
-"""The guide's recipes for other runners: awaited, cancelled at any point, run again, nothing is done twice."""
+"""The guide's recipes for job runners: a job that is killed, cancelled or repeated does nothing twice."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def names(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Names:
-    """What the recipes define."""
+    """Return the names that the recipes define."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.chdir(tmp_path)
@@ -39,14 +39,14 @@ def names(redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, tm
     exec(PRELUDE, names)
     for block in documents.GUIDE.blocks("python"):
         if re.search("def run_customer|migrate_task", block) or (
-            "temporalio" in block and documents.runs_here(block)
+            "temporalio" in block and documents.is_runnable(block)
         ):
             exec(block, names)
     return names
 
 
 def run(main: Callable[[World], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve a world and run `main`, on a fast clock."""
+    """Serve a simulated account and run `main`, with a fast clock."""
 
     async def served() -> None:
         pace = RunDurations(base=60.0, sigma=0.0)
@@ -61,9 +61,9 @@ def run(main: Callable[[World], Awaitable[None]], monkeypatch: pytest.MonkeyPatc
         runner.run(served())
 
 
-async def begun(world: World) -> None:
-    """Wait until the import runs."""
-    while not world.ledger.requests["POST /companies/{id}/imports"]:  # noqa: ASYNC110 - it is about the outside
+async def import_started(world: World) -> None:
+    """Wait until the import has started."""
+    while not world.ledger.requests["POST /companies/{id}/imports"]:  # noqa: ASYNC110 - the simulator has no event for it
         await asyncio.sleep(0.5)
 
 
@@ -73,7 +73,7 @@ def customer(prefix: str, folder: Path) -> dict[str, str]:
 
 
 def job(external_id: str, folder: Path) -> Names:
-    """Return the argument of the recipes for job runners."""
+    """Return the argument of a job in the recipes."""
     sent = customer(external_id, folder)
     return {
         "id": sent["external_id"],
@@ -83,25 +83,25 @@ def job(external_id: str, folder: Path) -> Names:
     }
 
 
-async def ended(
+async def wait_for_outcomes(
     names: Names,
     journal: PostgresJournal,
     kind: type[asyncmig.Outcome],
     ids: list[str],
     seconds: float = 100.0,
 ) -> None:
-    """Wait until the journal says that all ended so."""
+    """Wait until the journal has an outcome of this kind for all customers."""
     async with asyncio.timeout(seconds):
-        while not all(  # noqa: ASYNC110 - it is about other processes
+        while not all(  # noqa: ASYNC110 - other processes write the journal
             [isinstance(await names["read_outcome"](journal, each), kind) for each in ids]
         ):
             await asyncio.sleep(0.3)
 
 
-async def imports(farm: Farm, count: int) -> None:
-    """Wait until the simulator has started so many imports."""
+async def wait_for_imports(farm: Farm, count: int) -> None:
+    """Wait until the simulator has started `count` imports."""
     async with asyncio.timeout(100):
-        while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - it is about another process
+        while farm.verdict()["imports"] < count:  # noqa: ASYNC110 - the simulator is another process
             await asyncio.sleep(0.2)
 
 
@@ -110,7 +110,7 @@ Approve = Callable[[Names], Awaitable[bool]]
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_workers_that_are_killed_and_stopped_do_nothing_twice_and_take_a_decision(
+async def test_workers_that_are_killed_and_stopped_do_nothing_twice_and_apply_a_decision(
     kind: str, redis_url: str, database_url: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(kind)
@@ -129,27 +129,27 @@ async def test_workers_that_are_killed_and_stopped_do_nothing_twice_and_take_a_d
         approve = await QUEUES[kind](names, jobs, journal, exits)
         command = [sys.executable, HERE / "jobprocess.py", kind, "10", prefix]
         farm.launch(command, cwd=tmp_path)
-        await imports(farm, 3)
+        await wait_for_imports(farm, 3)
         farm.kill(0)
         farm.launch(command, cwd=tmp_path)
         await asyncio.sleep(1.0)
         farm.stop()
         farm.launch(command, cwd=tmp_path)
         try:
-            await ended(names, journal, asyncmig.Parked, ids[:1])
+            await wait_for_outcomes(names, journal, asyncmig.Parked, ids[:1])
             assert await approve(jobs[0])
-            await ended(names, journal, asyncmig.Delivered, ids)
+            await wait_for_outcomes(names, journal, asyncmig.Delivered, ids)
         except TimeoutError:
             raise AssertionError(farm.log()[-6000:]) from None
         assert not await approve(jobs[0])
-        told = farm.verdict()
-        assert (told["duplicate_imports"], told["duplicate_companies"]) == (0, 0)
+        verdict = farm.verdict()
+        assert (verdict["duplicate_imports"], verdict["duplicate_companies"]) == (0, 0)
 
 
 async def fill_saq(
     names: Names, jobs: list[Names], journal: PostgresJournal, exits: AsyncExitStack
 ) -> Approve:
-    """Enqueue the jobs, and return a function that approves the proposal for a customer. As the recipe does."""
+    """Enqueue the jobs as the recipe does. Return a function that approves the proposal for a customer."""
     queue = await exits.enter_async_context(
         MigrationQueue(os.environ["REDIS_URL"], journal=journal, heartbeat=2)
     )
@@ -193,7 +193,7 @@ async def fill_procrastinate(
 QUEUES = {"saq": fill_saq, "arq": fill_arq, "procrastinate": fill_procrastinate}
 
 
-def test_a_parked_job_is_decided_by_its_next_job(
+def test_the_next_job_of_a_parked_customer_applies_the_decision(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = job(prefix, tmp_path)
@@ -218,7 +218,7 @@ def test_a_parked_job_is_decided_by_its_next_job(
     run(main, monkeypatch)
 
 
-def test_a_job_whose_customer_is_held_is_tried_again_later(
+def test_a_job_whose_customer_is_held_is_retried_later(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = job(prefix, tmp_path)
@@ -227,7 +227,7 @@ def test_a_job_whose_customer_is_held_is_tried_again_later(
         ctx: Names = {}
         await names["startup"](ctx)
         first = asyncio.ensure_future(names["run_customer"](ctx, sent))
-        await begun(world)
+        await import_started(world)
         with pytest.raises(RetryJob, match="is held by") as caught:
             await names["run_customer"](ctx, sent)
         assert caught.value.after > 0
@@ -237,27 +237,27 @@ def test_a_job_whose_customer_is_held_is_tried_again_later(
     run(main, monkeypatch)
 
 
-def test_a_temporal_activity_beats_and_is_tried_again(
+def test_a_temporal_activity_sends_heartbeats_and_can_be_retried(
     names: Names, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     testing = pytest.importorskip("temporalio.testing")
 
     async def main(world: World) -> None:
-        beats: list[object] = []
+        heartbeats: list[object] = []
         await names["startup"](names["resources"])
         environment = testing.ActivityEnvironment()
-        environment.on_heartbeat = lambda *details: beats.append(details)
+        environment.on_heartbeat = lambda *details: heartbeats.append(details)
         work = asyncio.ensure_future(environment.run(names["migrate_activity"], job(prefix, tmp_path)))
-        await begun(world)
+        await import_started(world)
         environment.cancel()
         with suppress(asyncio.CancelledError):
             await work
         assert work.cancelled()
-        stopped = len(beats)
+        stopped = len(heartbeats)
         again = testing.ActivityEnvironment()
         again.on_heartbeat = environment.on_heartbeat
         assert await again.run(names["migrate_activity"], job(prefix, tmp_path)) == "Delivered"
-        assert len(beats) >= stopped + 2
+        assert len(heartbeats) >= stopped + 2
         await names["shutdown"](names["resources"])
 
     run(main, monkeypatch)
@@ -267,9 +267,9 @@ def test_a_temporal_activity_beats_and_is_tried_again(
 async def test_the_temporal_workflow_runs_the_activity_and_ends_with_its_result(
     names: Names, activity_name: str
 ) -> None:
-    """Replay a history as a server would send it: no package has a server, but the client has Temporal's core.
+    """Replay a history as a Temporal server would send it. No package contains a server, but the client has the core.
 
-    A history with another activity fails the replay.
+    The replay of a history with another activity fails.
     """
     pytest.importorskip("temporalio")
     from temporalio.api.enums.v1 import EventType
@@ -289,7 +289,7 @@ async def test_the_temporal_workflow_runs_the_activity_and_ends_with_its_result(
     last = {"scheduled_event_id": 8}, {"scheduled_event_id": 8, "started_event_id": 9}
     begun = {"workflow_type": {"name": "MigrateCustomer"}, "task_queue": queue, "input": arguments}
     activity = {"activity_id": "1", "activity_type": {"name": activity_name}, "input": arguments}
-    story: list[tuple[str, Names]] = [
+    history: list[tuple[str, Names]] = [
         ("workflow_execution_started", {**begun, "original_execution_run_id": "run"}),
         ("workflow_task_scheduled", {"task_queue": queue}),
         ("workflow_task_started", task[0]),
@@ -309,7 +309,7 @@ async def test_the_temporal_workflow_runs_the_activity_and_ends_with_its_result(
             event_type=EventType.Value(f"EVENT_TYPE_{kind.upper()}"),
             **{f"{kind}_event_attributes": attributes},
         )
-        for number, (kind, attributes) in enumerate(story, start=1)
+        for number, (kind, attributes) in enumerate(history, start=1)
     ]
     replayer = Replayer(workflows=[names["MigrateCustomer"]])
     replayed = await replayer.replay_workflow(WorkflowHistory("acme", events), raise_on_replay_failure=False)

@@ -1,4 +1,4 @@
-"""The script that keeps a shared window, called at times that a test chooses."""
+"""Calls of the Lua script of shared windows, at times that a test chooses."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def empty(url: str, prefix: str) -> None:
 
 
 class Script:
-    """One budget in a real Redis, on a clock of the test's own."""
+    """One budget in a real Redis. The test sets the time of each call."""
 
     def __init__(
         self,
@@ -73,15 +73,15 @@ class Script:
         return float(self.redis.hget(self.keys[0], name))
 
     def forget(self, *parts: int) -> None:
-        """Lose everything, as a Redis does that was killed; or some keys only, as one does that is full."""
+        """Delete all keys, as when Redis was killed, or only those of `parts`, as when its memory is full."""
         self.redis.delete(*([self.keys[part] for part in parts] or self.keys))
 
     def copies(self) -> dict[str, bytes]:
-        """Return what Redis holds, as a replica has it that falls behind from now on."""
+        """Return the data in Redis, as a replica has it that gets no further updates."""
         return {key: dump for key in self.keys if (dump := self.redis.dump(key)) is not None}
 
     def restore(self, copies: dict[str, bytes]) -> None:
-        """Let that replica take over."""
+        """Replace the data in Redis with `copies`, as when that replica becomes the primary."""
         self.forget()
         for key, dump in copies.items():
             self.redis.restore(key, 0, dump)
@@ -95,22 +95,22 @@ def together(
     client: str = "c",
     random: float = 0.5,
 ) -> list[Turn]:
-    """Ask for a slot of several budgets at once; `reports` are those of the first of them."""
+    """Request a slot of several budgets at once. `reports`: those of each budget, in order; may be fewer."""
     first = scripts[0]
     first.calls += 1
     name = "+".join(str(n) for n in range(len(scripts))) if len(scripts) > 1 else ""
     arguments: list[object] = [client, *first.settings, random, want, "" if now is None else now, name]
-    for script, told in zip_longest(scripts, reports, fillvalue=()):
-        arguments += [*script.rate, len(told), *(part for one in told for part in one)]
+    for script, reported in zip_longest(scripts, reports, fillvalue=()):
+        arguments += [*script.rate, len(reported), *(part for report in reported for part in report)]
     keys = [key for script in scripts for key in script.keys[:4]]
     replies = first.run([*keys, first.keys[4]], arguments)
     return [_turn_of(reply) for reply in replies]
 
 
 class ScriptedWindow:
-    """The shared window of one process: the script in a real Redis, on the clock of the running loop.
+    """The shared window of one process: the script in a real Redis, with the clock of the running loop.
 
-    Once `life` has died, it answers nothing. Each exchange takes `latency` seconds of the loop.
+    It does not answer after the process of `life` has died. Each exchange takes `latency` seconds of the loop.
     """
 
     processes = 4
@@ -133,7 +133,7 @@ class ScriptedWindow:
 
 
 class ScriptedBudgets:
-    """Budgets that are charged together."""
+    """Budgets that a client charges together."""
 
     def __init__(
         self, window: ScriptedWindow, prefix: str, budgets: Sequence[SharedBudget], timeout: float
@@ -153,14 +153,15 @@ class ScriptedBudgets:
             now = asyncio.get_running_loop().time()
             settings = (self._window.client, self._timeout, 1.0, 0.5, want or "", now)
             arguments: list[object] = [*settings, name_of_set(self._budgets)]
-            for budget, told in zip(self._budgets, reports, strict=True):
-                arguments += [budget.limit, budget.window, len(told), *(part for one in told for part in one)]
+            for budget, reported in zip(self._budgets, reports, strict=True):
+                arguments += [budget.limit, budget.window, len(reported)]
+                arguments += [part for report in reported for part in report]
             replies = self._window.script(self._keys, arguments)
         return [BudgetReply(**asdict(turn)) for turn in map(_turn_of, replies)]
 
 
 class MortalRuns:
-    """The run slots that processes share, for one that may die."""
+    """The shared run slots, in a process that may die."""
 
     def __init__(self, store: RunStore, life: Life) -> None:
         self._store, self._life = store, life

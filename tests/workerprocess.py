@@ -1,4 +1,4 @@
-"""SAQ's own command, on a faster clock, and with a wall-clock that may be wrong.
+"""The `saq` command, with a faster clock, and with a wall clock that may be wrong.
 
 WORKER='{"speed": ..., ...}' python workerprocess.py
 """
@@ -19,26 +19,26 @@ from asyncmig.distributed.redis import RedisWindow
 from asyncmig.distributed.saq import worker_settings
 from asyncmig.simulator import fast_loop
 
-TOLD = json.loads(os.environ["WORKER"])
+CONFIG = json.loads(os.environ["WORKER"])
 
 
 def settings() -> dict[str, object]:
     return worker_settings(
-        TOLD["queue"],
-        session=lambda: Session(shared=RedisWindow(TOLD["window"]), limits=TOLD["limits"]),
-        journal=lambda: PostgresJournal(TOLD["database"], schema=TOLD["name"], lease=3.0),
-        to=TOLD["to"],
-        api=TOLD["api"],
+        CONFIG["queue"],
+        session=lambda: Session(shared=RedisWindow(CONFIG["window"]), limits=CONFIG["limits"]),
+        journal=lambda: PostgresJournal(CONFIG["database"], schema=CONFIG["name"], lease=3.0),
+        to=CONFIG["to"],
+        api=CONFIG["api"],
         options=MigrationOptions(decide="approve"),
-        concurrency=TOLD["concurrency"],
-        name=TOLD["name"],
+        concurrency=CONFIG["concurrency"],
+        name=CONFIG["name"],
     )
 
 
 def main() -> None:
-    asyncio.new_event_loop = lambda: fast_loop(TOLD["speed"])
-    wall: Any = time.time  # noqa: TID251 - the clock that is wrong
-    time.time = lambda: wall() + TOLD["off"]  # noqa: TID251 - as above
+    asyncio.new_event_loop = lambda: fast_loop(CONFIG["speed"])
+    wall: Any = time.time  # noqa: TID251 - the wall clock, to be shifted
+    time.time = lambda: wall() + CONFIG["off"]  # noqa: TID251 - as above
     sys.argv = ["saq", "workerprocess.settings"]
     saq_command()
 

@@ -336,14 +336,14 @@ async def test_resume_gets_secrets_from_a_callback(
     secret = {"destination": {"base_url": "https://crm.example", "auth": {"token": "s3cret-token"}}}
     spec = msgspec.structs.replace(customer(), connections=secret)
     path = tmp_path / "fleet.db"
-    transport.unplugged = True
+    transport.disconnected = True
     async with Journal(path, threaded=False) as journal:
         async with fleets(journal) as fleet:
             await fleet.accept(spec)
         stored = repr(await journal.instructions())
         assert "crm.example" not in stored
         assert "s3cret-token" not in stored
-        transport.unplugged = False
+        transport.disconnected = False
         async with fleets(journal) as fleet:
             outcome = await (await fleet.resume())["acme"]
             assert isinstance(outcome, Failed)

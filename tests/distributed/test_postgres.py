@@ -225,12 +225,12 @@ async def test_writes_wait_for_a_restarting_database_and_no_event_is_lost_or_rep
 
 async def test_a_write_with_an_unanswered_commit_is_not_written_twice(database_url, prefix):
     async with CutProxy(database_url) as proxy, PostgresJournal(proxy.url, schema=prefix) as journal:
-        proxy.last_words = b"COMMIT"
+        proxy.drop_reply_to = b"COMMIT"
         claim = await journal.claim("acme")
         assert claim.token == 1
-        proxy.last_words = b"COMMIT"
+        proxy.drop_reply_to = b"COMMIT"
         await claim.write("k", b"once", b"once")
-        assert proxy.last_words == b""
+        assert proxy.drop_reply_to == b""
         assert [event.detail for event in await journal.events()] == [b"once"]
         await claim.release()
 
@@ -300,7 +300,7 @@ async def test_changes_yields_committed_events_in_order_across_a_broken_connecti
         await asyncio.sleep(0.05)
         await claim.write("k", b"2", b"")
         assert (await waiting).detail == b"2"
-        proxy.break_off()
+        proxy.close_connections()
         await claim.write("k", b"3", b"")
         await claim.write("k", b"4", b"")
         assert [(await anext(changes)).seq for _ in range(2)] == [3, 4]

@@ -530,7 +530,7 @@ def test_an_unreachable_queue_gets_the_outcomes_later_and_causes_at_most_two_war
             following = asyncio.ensure_future(_all(queue, specs))
             await until(lambda: place.world.ledger.requests["POST /companies/{id}/imports"] == 3)
             proxy.refuses = True
-            proxy.break_off()
+            proxy.close_connections()
             await until(lambda: len(list((place.folder / "out").glob("*/Contacts.csv"))) == 3)
             await until(lambda: any("the queue" in record.getMessage() for record in caplog.records))
             await asyncio.sleep(2 * SPEED)

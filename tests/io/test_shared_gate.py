@@ -151,7 +151,7 @@ async def test_each_process_uses_its_share_during_an_outage_and_the_store_after_
     gates = [gate(store, seed=n, events=events) for n in range(4)]
     for one in gates * 2:  # after the second call, each knows of all others
         await use(one)
-    store.away = True
+    store.unreachable = True
     rng = Random(1)
     load = Load(SlidingLog(100), rng)
     with events.subscribe(received.append):
@@ -159,7 +159,7 @@ async def test_each_process_uses_its_share_during_an_outage_and_the_store_after_
         await asyncio.sleep(50.0)
         assert 90 <= len(load.done_at) <= 100
         assert {one.statistics().slots for one in gates} == {25}
-        store.away = False
+        store.unreachable = False
         await calls
     assert load.refused == 0
     assert max(load.done_at) < 190.0
@@ -174,14 +174,14 @@ async def test_a_process_without_recent_calls_assumes_the_configured_number_of_p
     one = gate(store)
     await use(one)
     await asyncio.sleep(70.0)
-    store.away = True
+    store.unreachable = True
     await use(one)
     assert one.statistics().slots == 10
 
 
 async def test_a_process_that_never_reached_the_store_uses_the_configured_share() -> None:
     store = Store(processes=10)
-    store.away = True
+    store.unreachable = True
     one, load = gate(store), Load(SlidingLog(100), Random(1))
     calls = [asyncio.create_task(load.call(one)) for _ in range(30)]
     await asyncio.sleep(55.0)
@@ -197,10 +197,10 @@ async def test_a_process_that_never_reached_the_store_uses_the_configured_share(
 async def test_a_slot_whose_grant_was_lost_is_returned() -> None:
     store = Store()
     one = gate(store, limit=4)
-    store.deaf = True
+    store.drops_replies = True
     waiting = asyncio.create_task(use(one, seconds=5.0))
     await asyncio.sleep(0.1)
-    store.deaf = False
+    store.drops_replies = False
     assert await waiting < 1.0  # a slot of its own share
     await asyncio.gather(*(use(one) for _ in range(3)))
     assert now() < 10.0
@@ -210,11 +210,11 @@ async def test_sent_requests_are_reported_to_a_store_that_has_lost_its_data() ->
     store = Store()
     one = gate(store, limit=5)
     await asyncio.gather(*(use(one) for _ in range(5)))
-    store.away = True
+    store.unreachable = True
     store.forget()
     waiting = asyncio.create_task(use(one))
     await asyncio.sleep(5.0)
-    store.away = False
+    store.unreachable = False
     assert await waiting >= 60.0
 
 
@@ -222,13 +222,13 @@ async def test_a_process_continues_without_a_store_that_loses_its_data_repeatedl
     store = Store(processes=10)
     one = gate(store)
     await use(one)
-    store.leaky = True
+    store.loses_data = True
     assert await use(one) < 60.0
     exchanges = store.exchanges
     await asyncio.gather(*(use(one) for _ in range(5)))
     assert store.exchanges - exchanges < 100
     assert now() < 120.0
-    store.leaky = False
+    store.loses_data = False
     await asyncio.sleep(60.0)
     await asyncio.gather(*(use(one) for _ in range(50)))
     assert one.statistics().slots == 100
@@ -241,12 +241,12 @@ async def test_slots_that_others_used_before_an_outage_count_during_it() -> None
     await asyncio.gather(*(load.call(one) for _ in range(90)))
     await load.call(other)
     await load.call(one)  # the reply shows that there is another process
-    store.away = True
+    store.unreachable = True
     calls = [asyncio.create_task(load.call(each)) for each in (one, other) for _ in range(60)]
     await asyncio.sleep(50.0)
     assert 92 <= len(load.done_at) <= 100
     assert load.refused == 0
-    store.away = False
+    store.unreachable = False
     await asyncio.gather(*calls)
     assert load.refused == 0
     assert most_in_a_window(load.spans, 60.0) <= 100
@@ -256,7 +256,7 @@ async def test_failures_to_reach_the_store_are_reported_at_intervals() -> None:
     store, received, events = Store(), list[object](), Events()
     one = gate(store, limit=1, events=events)
     await use(one)
-    store.away = True
+    store.unreachable = True
     with events.subscribe(received.append):
         waiting = [asyncio.create_task(use(one)) for _ in range(4)]
         await asyncio.gather(*waiting)

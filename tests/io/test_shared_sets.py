@@ -147,9 +147,9 @@ def test_no_window_of_any_budget_contains_more_requests_than_its_limit(data: st.
 
         async def outage(at: float) -> None:
             await asyncio.sleep(at)
-            store.away = True
+            store.unreachable = True
             await asyncio.sleep(120.0)
-            store.away = False
+            store.unreachable = False
 
         work = [one(processes[index], names, at, n) for n, (index, names, at) in enumerate(calls)]
         await asyncio.gather(*work, *map(outage, outages), return_exceptions=True)
@@ -166,12 +166,12 @@ def test_no_window_of_any_budget_contains_more_requests_than_its_limit(data: st.
 async def test_an_hourly_budget_that_cannot_be_divided_waits_for_the_store() -> None:
     store, received, events = Store(processes=4), list[object](), Events()
     process = Process(store, events=events)
-    store.away = True
+    store.unreachable = True
     with events.subscribe(received.append):
         waiting = asyncio.create_task(use(process.gate("agent", "generate")))
         await asyncio.sleep(300.0)
         assert not waiting.done()
-        store.away = False
+        store.unreachable = False
         assert await waiting < 310.0
     lost = {event.budget: event.slots for event in received if isinstance(event, SharedWindowLost)}
     assert lost == {"agent": 1, "generate": 0}
@@ -186,11 +186,11 @@ async def test_a_429_without_headers_holds_requests_for_the_same_budgets_in_all_
     store, limits = Store(processes=1), {"agent": (5, HOUR), "generate": (5, HOUR)}
     one, other = (Process(store, **limits) for _ in range(2))
     async with one.gate("agent", "generate").slot() as slot:
-        store.away = is_away
+        store.unreachable = is_away
         slot.answered(429, retry_after=1800.0)
     again = asyncio.create_task(use(one.gate("agent", "generate")))
     await asyncio.sleep(1.0)
-    store.away = False
+    store.unreachable = False
     await asyncio.sleep(60.0)  # after an outage, the process reports the hold to the store
     assert await use(other.gate("agent")) < 70.0
     assert await use(other.gate("agent", "generate")) == pytest.approx(1800.0, abs=15.0)
@@ -349,12 +349,12 @@ class TestRunSlots:
     async def test_no_run_is_started_during_an_outage_of_the_store(self) -> None:
         store, received, events = Store(), list[object](), Events()
         process = Process(store, runs=3, events=events, agent=(50, 60.0))
-        store.away = True
+        store.unreachable = True
         with events.subscribe(received.append):
             waiting = asyncio.create_task(use(process.gate("agent", starts=True), run="a"))
             await asyncio.sleep(100.0)
             assert not waiting.done()
-            store.away = False
+            store.unreachable = False
             assert await waiting < 120.0
         assert {event.budget for event in received if isinstance(event, SharedWindowLost)} == {"runs"}
         await close_all([process])
