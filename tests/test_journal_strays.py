@@ -7,6 +7,7 @@ import asyncio
 import os
 import sqlite3
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -234,6 +235,37 @@ def test_leases_end_after_their_event_loop_was_closed(place: Place) -> None:
     asyncio.run(leak(leaking))
     assert asyncio.run(take(place.open())) == b"left"
     assert asyncio.run(take(leaking)) == b"left"  # the same journal can be opened again
+
+
+def test_a_journal_opens_again_while_its_lease_thread_closes_it(tmp_path: Path) -> None:
+    closes, proceed = threading.Event(), threading.Event()
+    proceed.set()
+
+    class SlowToClose(sqlite3.Connection):
+        def close(self) -> None:
+            closes.set()
+            assert proceed.wait(60)
+            super().close()
+
+    def connect(uri: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, factory=SlowToClose
+        )
+
+    async def leak() -> None:
+        await journal.__aenter__()
+        proceed.clear()
+        closes.clear()
+
+    async def reopen() -> None:
+        async with journal, await claim_when_free(journal, "acme"):
+            pass
+
+    journal = Journal(tmp_path / "fleet.db", lease=SHORT_LEASE, connect=connect)
+    asyncio.run(leak())
+    assert closes.wait(60)
+    threading.Timer(0.05, proceed.set).start()
+    asyncio.run(reopen())
 
 
 def test_a_journal_is_refused_on_another_loop_than_the_one_that_opened_it(place: Place) -> None:

@@ -110,8 +110,7 @@ class Writer:
         if self.is_open and self._pid == os.getpid():
             if not self._is_abandoned():
                 raise JournalError(self._store.place, "is open already")
-            self._stop_renewing()
-            self._abandon()
+            self._end_abandoned()
         before, was_here = self._executor, self._pid == os.getpid()
         self._loop, self._pid = weakref.ref(asyncio.get_running_loop()), os.getpid()
         self._pending, self._running, self._renewer = [], None, None
@@ -139,8 +138,7 @@ class Writer:
         if not self.is_open or self._pid != os.getpid():
             return
         if self._is_abandoned():
-            self._stop_renewing()
-            self._abandon()
+            self._end_abandoned()
             return
         self._check_place()
         self.is_open = False
@@ -238,6 +236,12 @@ class Writer:
         """Return whether the event loop ended before the journal was closed."""
         loop = self._loop()
         return loop is None or loop.is_closed()
+
+    def _end_abandoned(self) -> None:
+        """Close after the event loop has ended, unless the thread that renews the lease has done it."""
+        self._stop_renewing()
+        if self.is_open:
+            self._abandon()
 
     def _abandon(self) -> None:
         """Close after the event loop has ended. No caller waits for the queued operations any more."""
