@@ -1,6 +1,7 @@
 """The fixtures, options and hooks of all tests."""
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -116,6 +117,12 @@ async def task_factory(request: pytest.FixtureRequest) -> AsyncIterator[None]:
         loop.set_task_factory(asyncio.eager_task_factory)
     yield
     loop.set_task_factory(None)
+
+
+@pytest.fixture
+def without_garbage() -> None:
+    """Delete unreachable objects of earlier tests, which may hold file descriptors that the test counts."""
+    gc.collect()
 
 
 @pytest.fixture

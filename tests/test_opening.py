@@ -239,6 +239,7 @@ async def test_a_journal_can_be_opened_again_after_a_failed_opening(tmp_path: Pa
     assert open_files(path) == 0
 
 
+@pytest.mark.usefixtures("without_garbage")
 async def test_a_simulator_whose_port_is_in_use_leaves_no_file_open() -> None:
     simulator = Simulator(seed=1)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -78,6 +78,7 @@ def run(specs: list[Spec], out: Path, open_journal: Open, turns: Turns) -> tuple
     return result
 
 
+@pytest.mark.usefixtures("without_garbage")
 @pytest.mark.parametrize("place", ["in-memory-every-turn", "on-disk-every-eighteenth"])
 def test_a_fleet_cancelled_in_any_iteration_releases_all_and_can_be_continued(
     tmp_path: Path, place: str, stride: int

@@ -152,6 +152,7 @@ async def cancelled(customers: list[Spec], out: Path, turns: Turns) -> tuple[boo
     return was_cancelled, await work(transport, customers, out, journal, Turns()), server_state(transport)
 
 
+@pytest.mark.usefixtures("without_garbage")
 def test_a_fleet_cancelled_in_any_iteration_releases_all_and_can_be_continued(tmp_path: Path) -> None:
     customers, out = [specs(tmp_path / "in")["asks"]], tmp_path / "out"
 
