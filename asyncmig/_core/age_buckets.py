@@ -158,7 +158,7 @@ class AgeBuckets(Generic[RunT]):
         """Return the largest W of a head, if it exceeds `least`, and its heap; otherwise `least` and None."""
         if self._edition != self.durations.edition:
             self._edition = self.durations.edition
-            self._bounds = [math.inf] * len(EDGES)
+            self._bounds = [math.inf if heap else -math.inf for heap in self._heaps]
         chosen = None
         if (waiting := self._index(self._last_best, now)) > least:
             # This head often has the largest W again. Then W of few other heads must be computed.

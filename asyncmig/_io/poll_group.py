@@ -298,8 +298,9 @@ class PollGroup:
             self._schedule.rejected(watch.entry, self.now())
             watch.fail(error)
         finally:
-            self._schedule.reschedule(watch.entry, self.now())
-            self._warnings.age(watch, self.now())
+            now = self.now()
+            self._schedule.reschedule(watch.entry, now)
+            self._warnings.age(watch, now)
             self.turn()
 
     async def _look_up(self, watch: Watch[object], slot: Slot, number: int, sent: float) -> None:

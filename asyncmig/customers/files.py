@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,14 +45,14 @@ def size_of(path: Path) -> int:
     if "\0" in str(path):
         raise InvalidInput("files", str(path), "is not a path")
     try:
-        size, is_file = path.stat().st_size, path.is_file()
+        found = path.stat()
     except OSError as error:
         raise_unreadable(str(path), error)
-    if not is_file:
+    if not stat.S_ISREG(found.st_mode):
         raise InvalidInput("files", str(path), "is not a file")
-    if size == 0:
+    if found.st_size == 0:
         raise InvalidInput("files", str(path), "is empty")
-    return size
+    return found.st_size
 
 
 def raise_unreadable(name: str, error: OSError | ValueError) -> NoReturn:

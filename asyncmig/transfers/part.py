@@ -270,11 +270,13 @@ def open_parts(parts: Sequence[Part], stack: ExitStack) -> None:
     if not parts:
         return
     folder, names = parts[0].path.parent, {part.path.name for part in parts}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in os.listdir(folder):
-        if (temporary := _TEMPORARY.fullmatch(name)) and temporary[1] in names:
-            with suppress(OSError):
-                os.unlink(folder / name)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        for name in os.listdir(folder):
+            if (temporary := _TEMPORARY.fullmatch(name)) and temporary[1] in names:
+                with suppress(OSError):
+                    os.unlink(folder / name)
     free = usable_bytes(folder)
     for part in parts:
         part.open(free)

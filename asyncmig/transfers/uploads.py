@@ -113,7 +113,7 @@ def digest_of(source: Path | bytes) -> str:
     """Return the SHA-256 of a file or of bytes, in hexadecimal. Blocks: call it in a thread."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
-    with source.open("rb") as file:
+    with source.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
